@@ -1,0 +1,21 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The golden files of the published implementation: small random weights with their inputs and outputs."""
+    folder = Path(os.environ.get("DIFFHARMONY_GOLDEN", ROOT.parent / "shared" / "golden"))
+    if not (folder / "golden.json").is_file():
+        pytest.skip(f"no golden files in {folder}; set DIFFHARMONY_GOLDEN to the folder that holds golden.json")
+    return folder
