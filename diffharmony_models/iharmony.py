@@ -1,0 +1,88 @@
+"""The lists and the folders of iHarmony4: which composite, mask and real picture belong together.
+
+Layout (REFERENCE: the published data set)::
+
+    ROOT/IHD_train.txt, ROOT/IHD_test.txt           one composite a line, as a path from ROOT
+    ROOT/<subset>/composite_images/<img>_<mask>_<n>.jpg
+    ROOT/<subset>/masks/<img>_<mask>.png
+    ROOT/<subset>/real_images/<img>.jpg
+"""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+COMPOSITES, MASKS, REALS = "composite_images", "masks", "real_images"
+# In the order in which they are looked for; the published data has JPEG pictures and PNG masks.
+PICTURE_EXTENSIONS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
+MASK_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class Triple(NamedTuple):
+    """The three files of one pair, and the subset (the first folder of its path) that it counts for."""
+
+    composite: Path
+    mask: Path
+    real: Path
+    subset: str
+
+
+def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]:
+    """The pairs that a list names, in its order.
+
+    Args:
+        root: folder of the data set.
+        list_file: the list: a path from `root` (`IHD_test.txt`) or, where `root` has none, any path. Empty lines are passed over.
+
+    Returns:
+        One `Triple` a line. The files themselves need not exist: whoever opens them reports them. Where a mask or a real picture
+        exists under another extension than the published one (a real picture saved as PNG), that file is named.
+
+    Raises:
+        ValueError: no such folder or list, a list that is no text or that names nothing, a line that is no path of the layout above
+            (list and line number are named).
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it and a list like IHD_test.txt")
+    path = _find_list(root, Path(list_file))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The list {path} is no UTF-8 text ({error.reason}): expected one composite path a line") from error
+    triples = [_triple(root, line.strip(), f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not triples:
+        raise ValueError(f"The list {path} names no picture: expected one composite path a line, like HCOCO/{COMPOSITES}/c100_1_1.jpg")
+    return triples
+
+
+def _find_list(root: Path, list_file: Path) -> Path:
+    for path in (root / list_file, list_file):
+        if path.is_file():
+            return path
+    there = sorted(entry.name for entry in root.glob("*.txt"))
+    raise ValueError(f"No list {list_file} in {root}, nor as a path of its own; lists there: {', '.join(there) or 'none'}. Name one that exists")
+
+
+def _triple(root: Path, entry: str, where: str) -> Triple:
+    relative = PurePosixPath(entry.replace("\\", "/"))
+    names = relative.stem.rsplit("_", 2)
+    if relative.is_absolute() or ".." in relative.parts or len(relative.parts) < 2 or relative.parts[-2] != COMPOSITES:
+        raise ValueError(f"{where}: {entry!r} is no composite of the data set; expected a path from its root like HCOCO/{COMPOSITES}/c100_1_1.jpg")
+    if len(names) != 3 or not all(names) or not relative.suffix:
+        raise ValueError(f"{where}: cannot tell mask and real picture of {entry!r}; expected a name like <img>_<mask>_<n>.jpg (c100_1_1.jpg)")
+    image, mask, _ = names
+    folder = root.joinpath(*relative.parts[:-2])
+    subset = relative.parts[0] if len(relative.parts) > 2 else root.resolve().name
+    return Triple(
+        composite=root.joinpath(*relative.parts),
+        mask=_existing(folder / MASKS, f"{image}_{mask}", MASK_EXTENSIONS),
+        real=_existing(folder / REALS, image, PICTURE_EXTENSIONS),
+        subset=subset,
+    )
+
+
+def _existing(folder: Path, stem: str, extensions: tuple[str, ...]) -> Path:
+    """The file of that stem under the first extension that exists; the published extension where none does."""
+    candidates = [folder / (stem + extension) for extension in extensions]
+    return next((path for path in candidates if path.is_file()), candidates[0])
