@@ -1,0 +1,148 @@
+"""The one place that resizes, binarises, pads, crops and pastes back.
+
+Images are float tensors [B, 3, H, W] in [0, 1]; masks are float tensors [B, 1, H, W] in [0, 1], 1 = foreground.
+No function changes its arguments.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+SIDE = 64  # eight pixels a latent, times the UNet's three halvings
+LATENT = 8
+
+
+def inference_size(height: int, width: int, resolution: int, shape: str = "keep") -> tuple[int, int]:
+    """The size (height, width) in pixels at which stage 1 works.
+
+    height, width: of the composite, pixels. resolution: side in pixels of the square whose area is aimed at.
+    shape: "keep" keeps the proportions (area about resolution², sides multiples of 64, at least 64); "square" squashes
+    to resolution x resolution, as the paper does.
+    Raises ValueError for sizes that cannot be and for an unknown shape.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"An image of {width}x{height} pixels has no content; give one of at least 1x1.")
+    if resolution < SIDE:
+        raise ValueError(f"Inference resolution {resolution} is too small; give at least {SIDE}.")
+    if shape == "square":
+        if resolution % SIDE:
+            nearest = max(SIDE, round(resolution / SIDE) * SIDE)
+            raise ValueError(f"A square resolution must be a multiple of {SIDE}, not {resolution}; try {nearest}.")
+        return resolution, resolution
+    if shape == "keep":
+        scale = resolution / math.sqrt(height * width)
+        return tuple(max(SIDE, round(side * scale / SIDE) * SIDE) for side in (height, width))
+    raise ValueError(f'Unknown shape "{shape}"; expected "keep" or "square".')
+
+
+def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[B, C, H, W] to [B, C, *size], bilinear, antialiased when shrinking. The same size comes back untouched."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    resized = F.interpolate(image.float(), size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return resized.to(image.dtype)
+
+
+def binarize(mask: torch.Tensor) -> torch.Tensor:
+    """Mask in [0, 1] to {0, 1}: 1 where it is >= 0.5. Shape and dtype stay."""
+    return (mask >= 0.5).to(mask.dtype)
+
+
+def latent_mask(mask: torch.Tensor, size: tuple[int, int], factor: int = LATENT) -> torch.Tensor:
+    """The mask as the UNet sees it: binarised at the inference resolution, then nearest down to the latent's size.
+
+    mask: [B, 1, H, W] in [0, 1]. size: inference (height, width), multiples of `factor` (pixels a latent).
+    Returns [B, 1, size[0] / factor, size[1] / factor] in {0, 1}.
+    """
+    height, width = size
+    if height % factor or width % factor:
+        raise ValueError(f"Inference size {width}x{height} must be a multiple of {factor}; see `inference_size`.")
+    return F.interpolate(binarize(resize(mask, size)), size=(height // factor, width // factor), mode="nearest")
+
+
+def is_empty(mask: torch.Tensor) -> torch.Tensor:
+    """[B, 1, H, W] to bool [B]: True where no pixel of the mask reaches 0.5, that is, where there is no foreground."""
+    return ~(mask >= 0.5).flatten(1).any(dim=1)
+
+
+def match(composite: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks that a mask fits its composite and gives both with the same batch.
+
+    composite: [B, 3, H, W]. mask: [B, 1, H, W], or [1, 1, H, W], which then goes with every image.
+    Raises ValueError when shapes, sizes or batches differ.
+    """
+    for name, tensor, channels in (("composite", composite, 3), ("mask", mask, 1)):
+        if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.is_floating_point():
+            raise ValueError(
+                f"The {name} must be a float tensor [batch, {channels}, height, width] in [0, 1], "
+                f"not {tensor.dtype} {list(tensor.shape)}."
+            )
+    if composite.shape[-2:] != mask.shape[-2:]:
+        raise ValueError(
+            f"Image and mask must be the same size. {_size(composite)} != {_size(mask)}. "
+            "Resize the mask to the image, or give the mask that belongs to it."
+        )
+    if mask.shape[0] == 1:
+        mask = mask.expand(composite.shape[0], -1, -1, -1)
+    if composite.shape[0] != mask.shape[0]:
+        raise ValueError(
+            f"{composite.shape[0]} images came with {mask.shape[0]} masks; give one mask for all, or one for each image."
+        )
+    return composite, mask
+
+
+def feathered(mask: torch.Tensor, feather: int) -> torch.Tensor:
+    """The mask with its edge softened inwards: nothing outside it ever becomes part of it.
+
+    The mean of the mask and its `feather` successive greyscale erosions (3x3): on a hard edge a linear ramp that
+    reaches 1 `feather` pixels inside. Where the frame cuts the foreground there is no edge, hence no ramp.
+    mask: [B, 1, H, W] in [0, 1]. feather: pixels, >= 0.
+    """
+    if feather < 0:
+        raise ValueError(f"Feather must be 0 or more pixels, not {feather}.")
+    if feather == 0:
+        return mask
+    eroded, total = mask, mask.clone()
+    for _ in range(int(feather)):
+        eroded = -F.max_pool2d(F.max_pool2d(-eroded, (3, 1), 1, (1, 0)), (1, 3), 1, (0, 1))
+        total += eroded
+    return total / (int(feather) + 1)
+
+
+def paste(harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor, feather: int = 0) -> torch.Tensor:
+    """Puts the background back: harmonized inside the mask, the composite's own pixels, bit for bit, where mask == 0.
+
+    harmonized, composite: [B, 3, H, W]. mask: [B, 1, H, W] or [1, 1, H, W], taken as a matte: values between 0 and 1
+    blend. feather: pixels by which a hard edge is softened inwards.
+    Raises ValueError when sizes or batches differ.
+    """
+    composite, mask = match(composite, mask)
+    if harmonized.shape != composite.shape:
+        raise ValueError(
+            f"The harmonized image must have the composite's shape. {list(harmonized.shape)} != {list(composite.shape)}. "
+            "Resize it first."
+        )
+    mask = mask.to(composite.dtype)
+    matte = feathered(mask, feather)
+    blended = torch.lerp(composite, harmonized.to(composite.dtype), matte)
+    # Not left to lerp alone: 0 * NaN outside the mask would be NaN.
+    return torch.where(matte == 0, composite, torch.where(matte == 1, harmonized.to(composite.dtype), blended))
+
+
+def pad(image: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Repeats the last row and column until both sides are multiples of `multiple`. Undo with `crop`."""
+    height, width = image.shape[-2:]
+    right, bottom = -width % multiple, -height % multiple
+    if not right and not bottom:
+        return image
+    return F.pad(image, (0, right, 0, bottom), mode="replicate")
+
+
+def crop(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The top left `size` (height, width) of an image: undoes `pad`."""
+    return image[..., : size[0], : size[1]]
+
+
+def _size(image: torch.Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"
