@@ -6,9 +6,9 @@ weights load strictly.
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from . import geometry
+from .blocks import Downsample, Level, Middle, Upsample, silu
 
 # What each number of input channels means, in order.
 INPUTS = {3: ("harmonized",), 4: ("harmonized", "mask"), 7: ("harmonized", "mask", "composite")}
@@ -92,15 +92,15 @@ class Refiner(nn.Module):
         skips, width = [widths[0]], widths[0]
         for level, out in enumerate(widths):
             last = level == levels - 1
-            block = _Level([width] + [out] * (layers_per_block - 1), out, norm)
+            block = Level([width] + [out] * (layers_per_block - 1), out, norm)
             skips += [out] * layers_per_block
             if not last:
-                block.downsamplers = nn.ModuleList([_Downsample(out, downsample_padding)])
+                block.downsamplers = nn.ModuleList([Downsample(out, downsample_padding)])
                 skips.append(out)
             self.down_blocks.append(block)
             width = out
 
-        self.mid_block = _Middle(width, attention_head_dim, norm)
+        self.mid_block = Middle(width, attention_head_dim, norm)
 
         self.up_blocks = nn.ModuleList()
         for level, out in enumerate(reversed(widths)):
@@ -108,9 +108,9 @@ class Refiner(nn.Module):
             for _ in range(layers_per_block + 1):
                 inputs.append(width + skips.pop())
                 width = out
-            block = _Level(inputs, out, norm)
+            block = Level(inputs, out, norm)
             if level < levels - 1:
-                block.upsamplers = nn.ModuleList([_Upsample(out)])
+                block.upsamplers = nn.ModuleList([Upsample(out)])
             self.up_blocks.append(block)
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], eps=norm_eps)
@@ -163,7 +163,7 @@ class Refiner(nn.Module):
                 x = resnet(torch.cat([x, skips.pop()], dim=1))
             for upsample in block.upsamplers:
                 x = upsample(x)
-        return self.conv_out(_silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 def refine(refiner: Refiner, harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -188,84 +188,3 @@ def stack(harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor,
     as `INPUTS[in_channels]` says."""
     parts = {"harmonized": harmonized * 2 - 1, "mask": geometry.binarize(mask), "composite": composite * 2 - 1}
     return torch.cat([parts[name].to(harmonized.dtype) for name in INPUTS[in_channels]], dim=1)
-
-
-class _Level(nn.Module):
-    """The residual blocks of one level; the samplers are filled in by the UNet where the level has one."""
-
-    def __init__(self, in_channels: list[int], out_channels: int, norm: dict):
-        super().__init__()
-        self.resnets = nn.ModuleList(_Resnet(width, out_channels, **norm) for width in in_channels)
-        self.downsamplers = nn.ModuleList()
-        self.upsamplers = nn.ModuleList()
-
-
-class _Middle(nn.Module):
-    def __init__(self, width: int, head_dim: int | None, norm: dict):
-        super().__init__()
-        self.attentions = nn.ModuleList([_Attention(width, head_dim or width, **norm)])
-        self.resnets = nn.ModuleList(_Resnet(width, width, **norm) for _ in range(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
-
-
-class _Resnet(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(_silu(self.norm1(x)))
-        h = self.conv2(_silu(self.norm2(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
-
-
-class _Attention(nn.Module):
-    """Self-attention over all pixels, with a residual."""
-
-    def __init__(self, width: int, head_dim: int, groups: int, eps: float):
-        super().__init__()
-        self.heads = width // head_dim
-        self.group_norm = nn.GroupNorm(groups, width, eps=eps)
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, width, height, columns = x.shape
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (
-            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v)
-        )
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.to_out[0](h).transpose(1, 2).reshape(batch, width, height, columns)
-
-
-class _Downsample(nn.Module):
-    def __init__(self, width: int, padding: int):
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=padding)
-        self.padding = padding
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
-
-
-class _Upsample(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def _silu(x: torch.Tensor) -> torch.Tensor:
-    """In place where no gradient needs the input: one activation less at the UNet's widest point."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
