@@ -1,0 +1,408 @@
+"""make-composites: builds iHarmony4-shaped data from photos and masks, by changing the look of the foreground only.
+
+    OUT/<subset>/composite_images/<img>_<mask>_<n>.jpg, OUT/<subset>/masks/<img>_<mask>.png, OUT/<subset>/real_images/<img>.jpg
+    OUT/IHD_train.txt, OUT/IHD_test.txt (paths from OUT), OUT/manifest.jsonl (how each was made), OUT/settings.json
+
+Every composite depends on the seed and on its photo alone, not on the number of workers nor on what was made before; it carries its own line of the
+manifest as the file's comment, so a run that was killed goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+from ..iharmony import COMPOSITES, MASKS, REALS
+from .looks import change_look
+from .regions import segment
+from .sources import Entry, digest, read_folders, read_index, side
+
+log = logging.getLogger(__name__)
+REFERENCE_SIDE = 256  # references are only looked at for their statistics
+SMALLEST = 0.005  # a foreground under half a percent teaches nothing
+ATTEMPTS = 3  # references tried for a composite before it is given up
+
+
+class Unusable(ValueError):
+    """A photo or mask that cannot be used; the others can."""
+
+
+def add_arguments(parser):
+    parser.add_argument("output", help="folder for the data set; a run that was stopped goes on when started again")
+    parser.add_argument("--index", help="JSON lines with image, mask and, optionally, source, group (scene), label, licence")
+    parser.add_argument("--photos", help="folder of photos, instead of --index; photos in one subfolder count as one scene")
+    parser.add_argument("--masks", help="folder of masks for --photos: a.png or a_0.png, a_1.png… for a.jpg; white is foreground")
+    parser.add_argument("--unmasked", help="further photos without masks (JSON lines or a folder): foregrounds are segmented, colours borrowed")
+    parser.add_argument("--unmasked-regions", type=int, default=1, help="foregrounds to segment in each photo without a mask; 0: only borrow colours")
+    parser.add_argument("--per-mask", type=int, default=4, help="composites for each foreground")
+    parser.add_argument("--per-source-limit", type=int, default=0, help="at most so many foregrounds of each source (0: all), so that none dominates")
+    parser.add_argument("--limit", type=int, default=0, help="at most so many foregrounds in all (0: all), drawn at random")
+    parser.add_argument("--test-share", type=float, default=0.08, help="share of the scenes that goes into IHD_test.txt")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the changes; 1.0 is as strong as the hard part of iHarmony4")
+    parser.add_argument("--size", type=int, default=512, help="short side of what is written; larger photos are scaled down (0: never)")
+    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of composites and real images; jpg is quality 95, 4:4:4")
+    parser.add_argument("--name", help="one subset of this name instead of one for each source")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the result is the same for any number")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One photo with its foregrounds: (number, entry) for given masks, or a count of regions to segment."""
+
+    entry: Entry
+    name: str
+    subset: str
+    side: str
+    masks: tuple[tuple[int, Entry], ...]
+    regions: int = 0
+
+
+def run(args):
+    """Raises ValueError for arguments or inputs that do not fit, OSError where the disk fails. Returns the manifest's rows."""
+    from tqdm import tqdm
+
+    _check(args)
+    masked, unmasked = _entries(args)
+    output = Path(args.output)
+    _keep_settings(output, args)
+    for left in output.glob("*/*/.*.part"):
+        left.unlink()
+    tasks = plan(masked, unmasked, args)
+    pools = _pools(masked + unmasked, args)
+    rows, failures = [], []
+    with tqdm(total=len(tasks), desc="make-composites", unit="photo", smoothing=0.05) as bar:
+        for made, failed in _results(tasks, pools, args):
+            rows += made
+            failures += failed
+            bar.update()
+    for failure in failures:
+        log.warning("left out: %s", failure)
+    if not rows:
+        raise ValueError(f"no composite could be made from {len(tasks)} photos; the first reason: {failures[0] if failures else 'no foreground fits'}")
+    _write_lists(output, rows)
+    report(rows, failures)
+    return rows
+
+
+def report(rows, failures=()):
+    """Logs how many composites there are of what, and how hard they are."""
+    count = Counter((row["subset"], row["split"]) for row in rows)
+    log.info("composites: %s; foregrounds left out: %d", ", ".join(f"{s} {k} {n}" for (s, k), n in sorted(count.items())), len(failures))
+    for name, digits in (("psnr", 1), ("fmse", 0), ("area", 3)):
+        values = np.array([row[name] for row in rows])
+        shares = ", ".join(f"{np.percentile(values, p):.{digits}f}" for p in (5, 25, 50, 75, 95))
+        log.info("%s: mean %.*f; percentiles 5, 25, 50, 75, 95: %s", name, digits, values.mean(), shares)
+
+
+def _check(args):
+    if bool(args.index) == bool(args.photos) and not (args.unmasked and not args.index):
+        raise ValueError("give either --index or --photos (with --masks), or --unmasked alone")
+    if args.masks and not args.photos:
+        raise ValueError("--masks needs --photos, the folder of the photos they belong to")
+    if args.photos and not args.masks:
+        raise ValueError("--photos needs --masks; for photos without masks use --unmasked")
+    for name, low in (("per_mask", 1), ("unmasked_regions", 0), ("per_source_limit", 0), ("limit", 0), ("size", 0), ("seed", 0), ("workers", 1)):
+        if getattr(args, name) < low:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+    if not 0 <= args.test_share < 1:
+        raise ValueError(f"--test-share must be at least 0 and below 1, got {args.test_share}")
+    if not 0.1 <= args.strength <= 2:
+        raise ValueError(f"--strength must lie between 0.1 and 2, got {args.strength}")
+
+
+def _entries(args):
+    masked, unmasked = [], []
+    if args.index:
+        entries = read_index(args.index)
+        masked, unmasked = [e for e in entries if e.mask], [e for e in entries if not e.mask]
+    elif args.photos:
+        masked = read_folders(args.photos, args.masks)
+    if args.unmasked:
+        more = read_folders(args.unmasked) if Path(args.unmasked).is_dir() else read_index(args.unmasked)
+        unmasked += [e for e in more if not e.mask]
+    return masked, unmasked
+
+
+def _keep_settings(output, args):
+    """What decides a composite's content must not change between the runs that fill one folder."""
+    settings = {name: getattr(args, name) for name in ("seed", "strength", "size", "format", "test_share", "name")}
+    path = output / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before != settings:
+            raise ValueError(f"{output} was begun with {before}, now {settings} is asked for; go on with those settings or take another folder")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    _write(path, lambda file: file.write(json.dumps(settings).encode()))
+
+
+# --- planning -----------------------------------------------------------------------------------------------------------------------
+
+
+def plan(masked, unmasked, args):
+    """The tasks, one a photo. Which foregrounds are taken under a limit is drawn by hash, so it depends on the seed alone."""
+    numbers = defaultdict(list)
+    for entry in masked:
+        numbers[entry.image].append(entry)
+    wanted = [(e, i) for entries in numbers.values() for i, e in enumerate(entries)]
+    if args.unmasked_regions:
+        wanted += [(e, 0) for e in unmasked]
+    wanted.sort(key=lambda pair: digest("draw", args.seed, pair[0].source, pair[0].key))
+    taken, per_source = [], Counter()
+    for entry, number in wanted:
+        weight = 1 if entry.mask else args.unmasked_regions
+        if args.per_source_limit and per_source[entry.source] + weight > args.per_source_limit:
+            continue
+        if args.limit and sum(per_source.values()) + weight > args.limit:
+            break
+        per_source[entry.source] += weight
+        taken.append((entry, number))
+    photos = defaultdict(list)
+    for entry, number in taken:
+        photos[entry.image].append((number, entry))
+    names = {}
+    tasks = []
+    for image in sorted(photos, key=lambda image: photos[image][0][1].key):
+        first = photos[image][0][1]
+        subset = _clean(args.name or first.source)
+        name = _clean(Path(image).stem)
+        if names.setdefault((subset, name), image) != image:
+            name = f"{name}-{digest(first.key) % 16**8:08x}"
+        given = tuple(sorted(((n, e) for n, e in photos[image] if e.mask), key=lambda pair: pair[0]))
+        tasks.append(Task(first, name, subset, side(first, args.seed, args.test_share), given, 0 if given else args.unmasked_regions))
+    return tasks
+
+
+def _clean(name):
+    """Letters, digits and hyphens: an underscore would break <img>_<mask>_<n>."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "photo"
+
+
+def _pools(entries, args):
+    """Possible references by (side, what they share): the label, the source, or nothing. Never from the other side of the split."""
+    pools = defaultdict(list)
+    for entry in entries:
+        where = side(entry, args.seed, args.test_share)
+        if entry.mask and entry.label not in (None, "region"):
+            pools[where, "label", entry.label].append(entry)
+        if entry.mask:
+            pools[where, "source", entry.source].append(entry)
+        pools[where, "any", "mask" if entry.mask else "photo"].append(entry)
+    return dict(pools)
+
+
+def pick_reference(entry, where, pools, rng):
+    """Another scene's entry: of the same label where there is one (7 times in 10), else of the same source or any, or a photo without mask."""
+    ways = [(0.7, ("label", entry.label)), (0.4, ("source", entry.source)), (0.5, ("any", "mask")), (1.0, ("any", "photo")), (1.0, ("any", "mask"))]
+    for chance, (kind, value) in ways:
+        pool = pools.get((where, kind, value), ())
+        if rng.random() < chance and pool:
+            for _ in range(4):
+                other = pool[rng.integers(len(pool))]
+                if (other.source, other.group) != (entry.source, entry.group):
+                    return other
+    return None
+
+
+# --- making -------------------------------------------------------------------------------------------------------------------------
+
+_STATE = {}
+
+
+def _begin(pools, args):
+    _STATE.update(pools=pools, args=args)
+
+
+def _results(tasks, pools, args):
+    if args.workers == 1:
+        yield from (make(task, pools, args) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=context, initializer=_begin, initargs=(pools, args)) as executor:
+        try:
+            yield from executor.map(_make, tasks, chunksize=4)
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+def _make(task):
+    return make(task, _STATE["pools"], _STATE["args"])
+
+
+def make(task, pools, args):
+    """All composites of one photo. Returns (manifest rows, reasons for what was left out); what already lies there is not made again."""
+    folder = Path(args.output) / task.subset
+    try:
+        real = read_photo(task.entry.image, args.size)
+    except Unusable as error:
+        return [], [str(error)]
+    picture = real.astype(np.float32) / 255
+    rows, failures = [], []
+    for number, entry, mask in _foregrounds(task, real.shape[:2], picture, args, failures):
+        made = 0
+        for n in range(1, args.per_mask + 1):
+            stem = f"{task.name}_{number + 1}"
+            path = folder / COMPOSITES / f"{stem}_{n}.{args.format}"
+            row = _comment(path)
+            if row is None:
+                rng = np.random.default_rng([args.seed, digest(entry.key), number, n])
+                composite, note = _composite(picture, real, mask, entry, task.side, pools, rng, args.strength)
+                if composite is None:
+                    continue
+                row = {
+                    "composite": f"{task.subset}/{COMPOSITES}/{path.name}", "mask": f"{task.subset}/{MASKS}/{stem}.png",
+                    "real": f"{task.subset}/{REALS}/{task.name}.{args.format}", "split": task.side, "subset": task.subset, "source": entry.source,
+                    "group": entry.group, "label": entry.label, "licence": entry.licence, "area": round(float(mask.mean()), 4),
+                    "strength": args.strength, **note,
+                }
+                # The composite last: where it lies, its mask and its real picture lie too.
+                save(Path(args.output) / row["real"], real)
+                save(Path(args.output) / row["mask"], mask.astype(np.uint8) * 255)
+                save(path, composite, json.dumps(row))
+            rows.append(row)
+            made += 1
+        if not made:
+            failures.append(f"{entry.mask or entry.image}: no plausible change found")
+    return rows, failures
+
+
+def _foregrounds(task, size, picture, args, failures):
+    """(number, entry, mask HxW bool) of the task's foregrounds, given or segmented."""
+    for number, entry in task.masks:
+        try:
+            yield number, entry, read_mask(entry.mask, task.entry.image, size)
+        except Unusable as error:
+            failures.append(str(error))
+    if task.regions:
+        rng = np.random.default_rng([args.seed, digest("regions", task.entry.key)])
+        for number, mask in enumerate(segment(picture, rng, task.regions)):
+            yield number, task.entry, mask
+
+
+def _composite(picture, real, mask, entry, where, pools, rng, strength):
+    """(composite HxWx3 uint8, note), the background bit by bit `real`'s; (None, None) where no draw is plausible."""
+    for _ in range(ATTEMPTS):
+        other = pick_reference(entry, where, pools, rng)
+        reference = None
+        if other is not None:
+            try:
+                reference = read_reference(other, rng)
+            except Unusable:
+                other = None
+        changed, note = change_look(picture, mask, rng, reference, strength)
+        if note["plausible"]:
+            del note["plausible"]
+            if note["kind"] == "transfer":
+                note["reference"] = other.key.split("|")[0]
+            composite = real.copy()
+            composite[mask] = (changed[mask] * 255 + 0.5).astype(np.uint8)
+            return composite, note
+    return None, None
+
+
+# --- files --------------------------------------------------------------------------------------------------------------------------
+
+
+def read_photo(path, short_side=0):
+    """(H, W, 3) uint8, turned as EXIF says, scaled down to `short_side` where that is smaller (0: never). Unusable if unreadable."""
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Unusable(f"{path}: cannot be read as a picture ({error})") from error
+    if short_side and min(image.size) > short_side:
+        scale = short_side / min(image.size)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.LANCZOS)
+    return np.asarray(image)
+
+
+def read_mask(path, photo, size):
+    """(H, W) bool at the given size. Unusable where it is unreadable, of other proportions than its photo, empty, too small or all of the picture."""
+    try:
+        with Image.open(path) as file:
+            mask = ImageOps.exif_transpose(file)
+            mask = mask.getchannel("A") if mask.mode in ("RGBA", "LA") and mask.getextrema()[-1][0] < 255 else mask.convert("L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Unusable(f"{path}: cannot be read as a mask ({error})") from error
+    height, width = size
+    if abs(mask.width * height - mask.height * width) > 2 * max(mask.width, mask.height, width, height):
+        raise Unusable(f"{path}: the mask is {mask.width}x{mask.height}, its photo {photo} {width}x{height} after scaling; both must have the same proportions")
+    if mask.size != (width, height):
+        mask = mask.resize((width, height), Image.BILINEAR)
+    mask = np.asarray(mask) >= 128
+    if not SMALLEST <= mask.mean() <= 0.95:
+        raise Unusable(f"{path}: the foreground covers {mask.mean():.1%} of the picture; expected {SMALLEST:.1%} to 95 %")
+    return mask
+
+
+def read_reference(entry, rng):
+    """(picture HxWx3 float32 in [0, 1], mask HxW bool): the entry's foreground, or a random window of a photo without mask."""
+    picture = read_photo(entry.image, REFERENCE_SIDE)
+    if entry.mask:
+        mask = read_mask(entry.mask, entry.image, picture.shape[:2])
+    else:
+        mask = np.zeros(picture.shape[:2], bool)
+        window = [slice(start, start + length) for start, length in (_window(side_length, rng) for side_length in mask.shape)]
+        mask[tuple(window)] = True
+    return picture.astype(np.float32) / 255, mask
+
+
+def _window(length, rng):
+    part = max(4, int(length * rng.uniform(0.25, 0.9)))
+    return int(rng.integers(max(1, length - part))), part
+
+
+def save(path, pixels, comment=None):
+    """Writes uint8 pixels by the extension, whole or not at all; JPEG at quality 95 without chroma subsampling. A real picture or mask already there stays."""
+    if path.exists() and comment is None:
+        return
+    image = Image.fromarray(pixels)
+    if path.suffix == ".png":
+        info = PngImagePlugin.PngInfo()
+        if comment:
+            info.add_text("comment", comment)
+        options = {"format": "PNG", "pnginfo": info}
+    else:
+        options = {"format": "JPEG", "quality": 95, "subsampling": 0, **({"comment": comment.encode()} if comment else {})}
+    _write(path, lambda file: image.save(file, **options))
+
+
+def _write(path, writer):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            writer(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _comment(path):
+    """The manifest row that a finished composite carries; None where there is none."""
+    try:
+        with Image.open(path) as file:
+            return json.loads(file.info["comment"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _write_lists(output, rows):
+    for split in ("train", "test"):
+        names = [row["composite"] for row in rows if row["split"] == split]
+        if not names:
+            log.warning("no photo fell on the %s side; give more photos or another --test-share", split)
+        _write(output / f"IHD_{split}.txt", lambda file, names=names: file.write("".join(f"{name}\n" for name in names).encode()))
+    _write(output / "manifest.jsonl", lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode()))

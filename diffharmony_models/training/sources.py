@@ -1,0 +1,98 @@
+"""Where `make-composites` takes its photos from, and which side of the split they fall on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A photo with a mask (white or opaque = foreground), or without one."""
+
+    image: str
+    mask: str | None
+    source: str
+    group: str  # the scene: all that shares source and group lies on one side of the split
+    key: str  # names the entry wherever the files lie; seeds its generator
+    label: str | None = None
+    licence: str | None = None
+
+
+def read_index(path):
+    """Entries of a JSON-lines file with `image` (path beside the file) and, optionally, `mask`, `source`, `group`, `label`, `licence`.
+
+    Without `group` each photo is its own scene. Raises ValueError with the line's number for what is not such a line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no index {path}: give a JSON-lines file with fields image and mask, or --photos and --masks folders")
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            image = str(row["image"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: expected a JSON object with at least an 'image' field, got {line[:80]!r}") from error
+        mask = row.get("mask")
+        group = row.get("group") or Path(image).with_suffix("").as_posix()
+        entries.append(Entry(
+            image=str(path.parent / image), mask=str(path.parent / mask) if mask else None, source=str(row.get("source") or "own"),
+            group=str(group), key=f"{image}|{mask or ''}", label=row.get("label"), licence=row.get("licence"),
+        ))
+    if not entries:
+        raise ValueError(f"{path} names no photo: expected one JSON object a line with image and mask")
+    return entries
+
+
+def read_folders(photos, masks=None):
+    """Entries of plain folders. The masks of `a.jpg` are `a.png`, `a_0.png`, `a_1.png`…; photos in one subfolder are one scene.
+
+    Without `masks` the entries have none. Raises ValueError for a folder that is missing or where nothing fits.
+    """
+    photos = Path(photos)
+    if not photos.is_dir() or (masks is not None and not Path(masks).is_dir()):
+        raise ValueError(f"no folder {photos if not photos.is_dir() else masks}: give a folder of photos and one of masks with the same names")
+    files = _pictures(photos)
+    if masks is None:
+        found = [_own(file, photos, None) for file in files]
+    else:
+        by_name = {}
+        for file in _pictures(Path(masks)):
+            by_name.setdefault(file.relative_to(masks).with_suffix("").as_posix(), file)
+        names = {file.relative_to(photos).with_suffix("").as_posix(): file for file in files}
+        found = []
+        for name, mask in by_name.items():
+            stem, _, number = name.rpartition("_")
+            photo = names.get(name) or (names.get(stem) if number.isdigit() else None)
+            if photo is not None:
+                found.append(_own(photo, photos, mask))
+    if not found:
+        raise ValueError(f"nothing to use in {photos}: expected pictures ({', '.join(sorted(PICTURES))}) and, for a.jpg, a mask a.png or a_0.png")
+    return found
+
+
+def _own(photo, root, mask):
+    relative = photo.relative_to(root)
+    scene = relative.parent.as_posix() if relative.parent.parts else relative.stem
+    return Entry(str(photo), None if mask is None else str(mask), "own", scene, f"{relative.as_posix()}|{mask.name if mask else ''}")
+
+
+def _pictures(folder):
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and not file.name.startswith("."))
+
+
+def digest(*parts):
+    """A whole number below 2^64 that depends on the parts alone, the same on every machine."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
+
+
+def side(entry, seed, test_share):
+    """"train" or "test", for the whole scene that the entry belongs to."""
+    return "test" if digest("split", seed, entry.source, entry.group) < test_share * 2**64 else "train"
