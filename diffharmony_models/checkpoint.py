@@ -1,0 +1,313 @@
+"""What a weight file or folder is: reading, writing, converting and building.
+
+Folders in the published layout (a diffusers pipeline with a refiner and a Harmony-VAE beside it), single parts, and our
+one-file checkpoint: one safetensors file with `unet.*`, `vae.*`, `refiner.*`, `harmony_vae.*` in diffusers' names,
+`null_text`, and each part's config as JSON in the metadata.
+"""
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import checkpoint_folders as folders
+from . import checkpoint_parts as parts_of
+from .checkpoint_folders import FORMAT
+from .checkpoint_parts import NAMES, PARTS, Part, line, shapes
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+_PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass
+class Checkpoint:
+    """What one harmonizer consists of; a part that it lacks is None. null_text: [tokens, width], float32.
+    resolution: side in pixels of the square whose area the checkpoint's stage 1 works at."""
+
+    name: str
+    unet: Part | None = None
+    vae: Part | None = None
+    refiner: Part | None = None
+    harmony_vae: Part | None = None
+    null_text: torch.Tensor | None = None
+    prediction_type: str = "epsilon"
+    resolution: int = 1024
+
+
+def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Checkpoint:
+    """Reads a folder in the published layout, at any level, or one file (one-file checkpoint or one part's weights).
+
+    parts: what to read of `PARTS` and "null_text"; the rest stays None. The null text of a folder is computed from its
+    text encoder, the only thing here that imports transformers. Weights keep the dtype that they are stored in.
+    Raises ValueError for files that are damaged, unsafe, of other widths than their config says, not finite, for
+    UNets without 9 input channels, and where it is not clear which part is meant.
+    """
+    path = Path(os.path.abspath(path))
+    unknown = set(parts) - {*PARTS, "null_text"}
+    if unknown:
+        raise ValueError(f"Unknown parts {sorted(unknown)}; expected some of {', '.join(PARTS)}, null_text.")
+    found = folders.find(path)
+    if found[0].kind == "checkpoint":
+        return _read_one_file(found[0].where, parts)
+    chosen, unit = folders.choose(path, found)
+    scheduler = unit / "scheduler" / "scheduler_config.json"
+    settings = parts_of.parse_json(scheduler.read_bytes(), scheduler) if scheduler.is_file() else {}
+    checkpoint = Checkpoint(
+        path.stem if path.is_file() else path.name, prediction_type=_settings(settings, scheduler)[0]
+    )
+    for kind in PARTS:
+        if kind in chosen and kind in parts:
+            setattr(checkpoint, kind, _load(chosen[kind]))
+    if "text_encoder" in chosen and "null_text" in parts:
+        encoder = chosen["text_encoder"]
+        checkpoint.null_text = _null_text(_load(encoder), encoder.where)
+    _check_null_text(checkpoint)
+    return checkpoint
+
+
+def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | None = None) -> None:
+    """Writes one safetensors file, atomically: beside the target first, which is then replaced.
+
+    dtype: "fp16", "bf16", "fp32" or the torch dtype that all weights are stored in; None keeps each as it is. The null
+    text stays float32. Raises ValueError for parts that do not fit their config, values that are not finite in that
+    dtype, or nothing to write; OSError when the disk does not take it. Neither leaves a file behind, and a file that
+    was there before stays as it was.
+    """
+    path = Path(path)
+    dtype = _DTYPES.get(dtype, dtype)
+    if dtype is not None and dtype not in _CODES:
+        raise ValueError(f'Weights cannot be stored as "{dtype}"; expected one of {", ".join(_DTYPES)}.')
+    if path.suffix != ".safetensors" or not path.parent.is_dir() or path.is_dir():
+        raise ValueError(f"Cannot write {path}: give a name that ends in .safetensors, in a folder that exists.")
+    metadata = {"format": FORMAT, "prediction_type": checkpoint.prediction_type, "resolution": str(checkpoint.resolution)}
+    _settings(metadata, checkpoint.name)
+    tensors = {}
+    for kind in PARTS:
+        part = getattr(checkpoint, kind)
+        if part is not None:
+            parts_of.check(kind, part, f"{checkpoint.name}, {NAMES[kind]}")
+            metadata[kind] = json.dumps(part.config, sort_keys=True)
+            tensors |= {f"{kind}.{key}": (tensor, dtype or tensor.dtype) for key, tensor in part.state.items()}
+    if checkpoint.null_text is not None:
+        _check_null_text(checkpoint)
+        tensors["null_text"] = (checkpoint.null_text, torch.float32)
+    if not tensors:
+        raise ValueError(f"Nothing to write to {path}: the checkpoint {checkpoint.name} has no part.")
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            _stream(file, tensors, metadata)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (nothing was left behind)", str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def convert(source: str | Path, target: str | Path, dtype: torch.dtype | str | None = None) -> Checkpoint:
+    """Makes one file of a folder (or of another file); every part must fit the network that its config describes.
+    Returns the new file's content. Errors as `read`, `write` and the build functions."""
+    checkpoint = read(source)
+    for kind in PARTS:
+        part = getattr(checkpoint, kind)
+        if part is not None:
+            _skeleton(kind, part)
+    write(checkpoint, target, dtype)
+    return read(target)
+
+
+def bundled() -> Path:
+    """Where the checkpoint that ships with the package lies."""
+    return Path(__file__).parent / "weights" / "diffharmony-small.safetensors"
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """One line a part, for people: parameters, dtype, channels, widths."""
+    lines = [f"{checkpoint.name}: resolution {checkpoint.resolution}, prediction type {checkpoint.prediction_type}"]
+    for kind in PARTS:
+        part, words = getattr(checkpoint, kind), "none"
+        if part is not None:
+            count = sum(tensor.numel() for tensor in part.state.values()) / 1e6
+            dtypes = "/".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in part.state.values()}))
+            facts = parts_of.facts(kind, shapes(part.state), checkpoint.name)
+            widths = "/".join(map(str, facts["block_out_channels"]))
+            words = f"{count:.1f} M parameters in {dtypes}, {facts['in_channels']} channels in, widths {widths}"
+        lines.append(f"  {NAMES[kind]:<11}  {words}")
+    null_text = checkpoint.null_text
+    lines.append(f"  {'null text':<11}  " + ("none" if null_text is None else " x ".join(map(str, null_text.shape))))
+    return "\n".join(lines)
+
+
+def part_from(module: torch.nn.Module) -> Part:
+    """The Part of a network that was built here, e.g. after training: its config and its tensors (not copies)."""
+    config = json.loads(module.to_json_string()) if hasattr(module, "to_json_string") else dict(module.config)
+    return Part(config, module.state_dict())
+
+
+def build_unet(part: Part) -> torch.nn.Module:
+    """A diffusers UNet2DConditionModel in eval mode, strictly loaded.
+
+    For all build functions: the module is in the part's dtype and its parameters *are* the part's tensors, not copies,
+    so two modules of one part share them; copy one (`copy.deepcopy`) before training it. Raises ValueError, naming some
+    keys, when tensors are missing, left over or of another shape than the config says.
+    """
+    return _build("unet", part)
+
+
+def build_vae(part: Part) -> torch.nn.Module:
+    """A diffusers AutoencoderKL in eval mode; see `build_unet`."""
+    return _build("vae", part)
+
+
+def build_refiner(part: Part) -> torch.nn.Module:
+    """A `refiner.Refiner` in eval mode; see `build_unet`."""
+    return _build("refiner", part)
+
+
+def build_harmony_vae(part: Part) -> torch.nn.Module:
+    """A `harmony_vae.HarmonyVAE` in eval mode; see `build_unet`."""
+    return _build("harmony_vae", part)
+
+
+def _build(kind: str, part: Part) -> torch.nn.Module:
+    module = _skeleton(kind, part)
+    module.load_state_dict(part.state, strict=True, assign=True)
+    return module.eval()
+
+
+def _skeleton(kind: str, part: Part) -> torch.nn.Module:
+    """The network that the config describes, without memory of its own, and with room for exactly these tensors."""
+    if kind == "unet":
+        from diffusers import UNet2DConditionModel as Network
+    elif kind == "vae":
+        from diffusers import AutoencoderKL as Network
+    elif kind == "refiner":
+        from .refiner import Refiner as Network
+    else:
+        from .harmony_vae import HarmonyVAE as Network
+    name = NAMES[kind]
+    try:
+        with torch.device("meta"):
+            module = Network.from_config(part.config)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"The {name}'s config describes no network that can be built: {line(error)}") from error
+    want, have = shapes(module.state_dict()), shapes(part.state)
+    wrong = [key for key in want if have.get(key, want[key]) != want[key]]
+    faults = {
+        "missing": [key for key in want if key not in have],
+        "left over": [key for key in have if key not in want],
+        "of another shape": [f"{key} {list(have[key])} instead of {list(want[key])}" for key in wrong],
+    }
+    words = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
+    if words:
+        raise ValueError(
+            f"The {name}'s tensors do not fit its config: {'; '.join(words)}. "
+            "Use the config.json that belongs to these weights, or get the weights anew."
+        )
+    return module
+
+
+def _load(found: folders.Found) -> Part:
+    return parts_of.load(found.kind, found.files, found.config, found.where)
+
+
+def _null_text(part: Part, where: Path) -> torch.Tensor:
+    """The embedding of the empty string, [tokens, width] float32: CLIP's output for the start token, then end tokens."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    try:
+        with torch.device("meta"):
+            model = CLIPTextModel(CLIPTextConfig(**part.config)).eval()
+        state = {key: part.state[key.removeprefix("text_model.")].float() for key in model.state_dict()}
+        model.load_state_dict(state, strict=True, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where}: the text encoder's tensors do not fit its config: {line(error)}") from error
+    facts = parts_of.facts("text_encoder", shapes(part.state), where)
+    vocabulary, tokens = facts["vocab_size"], facts["max_position_embeddings"]
+    if vocabulary != 49408:
+        raise ValueError(f"{where}: CLIP's vocabulary of 49408 tokens is expected, this one has {vocabulary}.")
+    ids = torch.tensor([[49406] + [49407] * (tokens - 1)])
+    with torch.no_grad():
+        return model(input_ids=ids, position_ids=torch.arange(tokens)[None])[0][0]
+
+
+def _check_null_text(checkpoint: Checkpoint) -> None:
+    null_text, unet, name = checkpoint.null_text, checkpoint.unet, checkpoint.name
+    if null_text is None:
+        return
+    if null_text.dim() != 2 or not parts_of.is_finite(null_text):
+        raise ValueError(f"{name}: a null text is finite and [tokens, width]; this one is not, {list(null_text.shape)}.")
+    width = parts_of.facts("unet", shapes(unet.state), name)["cross_attention_dim"] if unet else null_text.shape[1]
+    if width != null_text.shape[1]:
+        raise ValueError(
+            f"{name}: the UNet's text width is {width}, the null text's {null_text.shape[1]}. "
+            "Use the text encoder that belongs to this UNet."
+        )
+
+
+def _settings(content: dict, where) -> tuple[str, int]:
+    """Prediction type and resolution in a one-file checkpoint's metadata or a scheduler's config."""
+    prediction = content.get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS:
+        raise ValueError(f'{where}: prediction type "{prediction}" is not supported, only {" and ".join(_PREDICTIONS)}.')
+    resolution = str(content.get("resolution", 1024))
+    if not resolution.isdecimal() or int(resolution) < 64:
+        raise ValueError(f'{where}: resolution "{resolution}" is no number of pixels, at least 64.')
+    return prediction, int(resolution)
+
+
+def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
+    with parts_of.opened(path) as file:
+        metadata = file.metadata() or {}
+        keys = {}
+        for key in file.keys():
+            keys.setdefault(key.partition(".")[0], []).append(key)
+        strange = [key for group in sorted(set(keys) - {*PARTS, "null_text"}) for key in keys[group]]
+        if strange or "null_text" in keys and keys["null_text"] != ["null_text"]:
+            strange = strange or keys["null_text"]
+            raise ValueError(f"{path}: tensors that belong to no part: {', '.join(strange[:3])}. Get or convert it anew.")
+        prediction_type, resolution = _settings(metadata, path)
+        checkpoint = Checkpoint(path.stem, prediction_type=prediction_type, resolution=resolution)
+        for kind in PARTS:
+            if (kind in keys) != (kind in metadata):
+                there, lacking = ("tensors", "config") if kind in keys else ("config", "tensors")
+                raise ValueError(f"{path}: the {NAMES[kind]} has {there} but no {lacking}. Get or convert it anew.")
+            if kind in keys and kind in parts:
+                state = {key.partition(".")[2]: file.get_tensor(key) for key in keys[kind]}
+                part = Part(parts_of.parse_json(metadata[kind], f"{path}, metadata {kind}"), state)
+                parts_of.check(kind, part, f"{path}, {NAMES[kind]}")
+                parts_of.check_finite(part, f"{path}, {NAMES[kind]}")
+                setattr(checkpoint, kind, part)
+        if "null_text" in keys and "null_text" in parts:
+            checkpoint.null_text = file.get_tensor("null_text").float()
+    _check_null_text(checkpoint)
+    return checkpoint
+
+
+def _stream(file, tensors: dict[str, tuple[torch.Tensor, torch.dtype]], metadata: dict[str, str]) -> None:
+    """Writes safetensors (8 bytes of header length, JSON header, data) with one converted tensor in memory at a time."""
+    order = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))
+    header, end = {"__metadata__": metadata}, 0
+    for name in order:
+        tensor, dtype = tensors[name]
+        begin, end = end, end + tensor.numel() * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in order:
+        tensor, dtype = tensors[name]
+        tensor = tensor.detach().to("cpu", dtype).contiguous()
+        if not parts_of.is_finite(tensor):
+            raise ValueError(
+                f"Not written: {name} holds NaN or infinity as {dtype}. Where fp16 is too narrow take bf16 or fp32; "
+                "else get or train these weights anew."
+            )
+        file.write(tensor.reshape(-1).view(torch.uint8).numpy())
