@@ -76,7 +76,8 @@ def read_mask(path: str | os.PathLike) -> torch.Tensor:
 def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -> str:
     """Returns the format ("PNG", "JPEG", "WEBP") that a file's name asks for. Call it before the work, not after.
 
-    ValueError where the extension is none of these, the path is a folder, or `size` (height, width) is more than the format holds.
+    ValueError where the extension is none of these, the path is a folder or in no folder that can be written to, or `size`
+    (height, width) is more than the format holds.
     """
     path = Path(path)
     kind = WRITABLE.get(path.suffix.lower())
@@ -84,6 +85,9 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
         raise ValueError(f"{path}: cannot write {path.suffix or 'a file without extension'}; name it .png, .jpg or .webp")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; give another place")
     if size is not None and max(size) > LARGEST_SIDE[kind]:
         raise ValueError(
             f"{path}: {size[1]}x{size[0]} is too large for {kind}, whose sides hold {LARGEST_SIDE[kind]} pixels at most; write a .png"

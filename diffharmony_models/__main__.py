@@ -1,0 +1,128 @@
+"""The command line: `python -m diffharmony_models COMMAND …`. Each command's module is imported only when it is asked for."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import warnings
+
+from . import __version__
+
+PROGRAM = "python -m diffharmony_models"
+COMMANDS = {
+    "harmonize": ("harmonize", "fit the pasted foreground of a picture, or of a folder of them, to its background"),
+    "convert": ("__main__", "make one weight file of a published folder, or of another file"),
+    "evaluate": ("evaluate", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
+    "benchmark": ("benchmark", "time and memory on this machine"),
+    "make-composites": ("training.composites", "build training pairs from photos and masks"),
+    "train-autoencoder": ("training.autoencoder", "train the VAE, or the Harmony-VAE from one"),
+    "train-harmonizer": ("training.harmonizer", "train stage 1, the latent diffusion UNet"),
+    "train-refiner": ("training.refiner", "train stage 2, the refinement UNet"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+class Notes(logging.Handler):
+    """The package's log on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        prefix = {logging.INFO: "", logging.WARNING: "note: "}.get(record.levelno, "error: ")
+        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for wrong input, 130 when interrupted, or what the command says."""
+    argv = sys.argv[1:] if argv is None else argv
+    logger = logging.getLogger(__package__)
+    notes = Notes(logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    _quiet_libraries()
+    try:
+        args = _parser(argv).parse_args(argv)
+        return int(args.run(args) or 0)
+    except SystemExit as stop:  # argparse's, after --help or a mistake
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (ValueError, OSError) as error:
+        from .harmonize import in_words
+
+        print(f"error: {in_words(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(__package__):
+            raise
+        print(f"error: this command needs the package {error.name}, which is not installed; pip install {error.name}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        logger.removeHandler(notes)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _parser(argv: list[str]) -> Parser:
+    parser = Parser(prog=PROGRAM, description="DiffHarmony: a pasted foreground in the colours of its background.")
+    parser.add_argument("--version", action="version", version=f"diffharmony_models {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, description) in COMMANDS.items():
+        command = commands.add_parser(name, help=description, description=description[0].upper() + description[1:] + ".")
+        if argv and argv[0] == name:
+            module = sys.modules[__name__] if module == "__main__" else importlib.import_module(f".{module}", __package__)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `convert`."""
+    parser.add_argument("source", metavar="SOURCE", help="the published folder (any level of it), or a weight file")
+    parser.add_argument("out", metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16, fp16 for short (default: as it is)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`convert`: reads, writes, and prints what was found."""
+    from . import checkpoint
+    from .harmonize import dtype
+
+    if not args.out.endswith(".safetensors"):
+        raise ValueError(f"{args.out}: expected a name that ends in .safetensors")
+    try:
+        kind = None if args.dtype is None else dtype(args.dtype)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from error
+    if os.path.realpath(args.source) == os.path.realpath(args.out):
+        raise ValueError(f"{args.out} would be written over its source; give another name")
+    print(checkpoint.describe(checkpoint.convert(args.source, args.out, kind)))
+    print(f"written: {args.out}, {os.path.getsize(args.out) / 1e6:.1f} MB")
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Keeps the libraries' advice off stderr, which is the user's. What the user has set stays."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
