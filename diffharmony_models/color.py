@@ -111,11 +111,19 @@ def saturate(pixels, factor):
 # `max_gain` bounds how far a contrast may be raised: above it, noise and JPEG blocks become the picture.
 
 
+def _moments(pixels):
+    """(pixels with their mean taken off, mean (3,), covariance (3, 3) float64). Products, for numpy reduces long thin arrays slowly."""
+    mean = (np.ones(len(pixels), F) @ pixels) / F(len(pixels))
+    centred = pixels - mean
+    return centred, mean, (centred.T @ centred).astype(np.float64) / max(len(pixels) - 1, 1)
+
+
 def match_mean_std(source, reference, max_gain=4.0):
     """Mean and deviation of each channel made equal to the reference's (Reinhard et al. 2001, equations 10 and 11)."""
-    mean, goal = source.mean(0), reference.mean(0)
-    gain = reference.std(0) / np.maximum(source.std(0), F(1e-6))
-    return (source - mean) * np.minimum(gain, F(max_gain)) + goal
+    centred, _, covariance = _moments(source)
+    _, goal, goal_covariance = _moments(reference)
+    gain = np.sqrt(np.diag(goal_covariance) / np.maximum(np.diag(covariance), 1e-12))
+    return centred * np.minimum(gain, max_gain).astype(F) + goal
 
 
 def match_covariance(source, reference, max_gain=4.0):
@@ -123,25 +131,27 @@ def match_covariance(source, reference, max_gain=4.0):
 
     The i-th strongest axis of the source goes to the i-th of the reference; of its two directions the nearer one is taken.
     """
-    spread, axes = np.linalg.eigh(np.cov(source.T.astype(np.float64)))
-    goal_spread, goal_axes = np.linalg.eigh(np.cov(reference.T.astype(np.float64)))
+    centred, _, covariance = _moments(source)
+    _, goal, goal_covariance = _moments(reference)
+    spread, axes = np.linalg.eigh(covariance)
+    goal_spread, goal_axes = np.linalg.eigh(goal_covariance)
     signs = np.where((axes * goal_axes).sum(0) < 0, -1, 1)
     gain = np.minimum(np.sqrt(np.maximum(goal_spread, 0) / np.maximum(spread, 1e-12)), max_gain)
-    matrix = (axes * (gain * signs)) @ goal_axes.T
-    return (source - source.mean(0)) @ matrix.astype(F) + reference.mean(0)
+    return centred @ ((axes * (gain * signs)) @ goal_axes.T).astype(F) + goal
 
 
 def match_monge_kantorovitch(source, reference, max_gain=4.0):
     """The linear map that gives the reference's mean and covariance and moves colours least (Pitié & Kokaram 2007)."""
-    covariance, goal = np.cov(source.T.astype(np.float64)), np.cov(reference.T.astype(np.float64))
+    centred, _, covariance = _moments(source)
+    _, goal, goal_covariance = _moments(reference)
     spread, axes = np.linalg.eigh(covariance)
     root = np.sqrt(np.maximum(spread, 1e-12))
-    middle_spread, middle_axes = np.linalg.eigh((root[:, None] * (axes.T @ goal @ axes)) * root)
+    middle_spread, middle_axes = np.linalg.eigh((root[:, None] * (axes.T @ goal_covariance @ axes)) * root)
     middle = (middle_axes * np.sqrt(np.maximum(middle_spread, 0))) @ middle_axes.T
     matrix = axes @ (middle / (root[:, None] * root)) @ axes.T
     gains, directions = np.linalg.eigh((matrix + matrix.T) / 2)
     matrix = (directions * np.clip(gains, 0, max_gain)) @ directions.T
-    return (source - source.mean(0)) @ matrix.astype(F) + reference.mean(0)
+    return centred @ matrix.astype(F) + goal
 
 
 def match_values(source, reference, max_gain=4.0, bins=256):
@@ -154,36 +164,37 @@ def match_values(source, reference, max_gain=4.0, bins=256):
     if high - low < 1e-6:
         return np.full_like(source, reference.mean())
     place = (source - F(low)) * F(bins / (high - low))
-    index = np.minimum(place.astype(np.int32), bins - 1)
+    index = np.minimum(place.astype(np.intp), bins - 1)
     counts = np.bincount(index, minlength=bins)
     edges = np.concatenate([[0], np.cumsum(counts)]) / source.size
     ordered = np.sort(reference)
     curve = np.interp(edges * (ordered.size - 1), np.arange(ordered.size), ordered)
-    curve = np.convolve(np.pad(curve, 3, "edge"), np.full(7, 1 / 7), "valid")
+    ends = np.concatenate([np.full(3, curve[0]), curve, np.full(3, curve[-1])])
+    curve = np.convolve(ends, np.full(7, 1 / 7), "valid")  # single bins are noise
     steps = np.minimum(np.diff(curve), max_gain * (high - low) / bins)
     curve = np.concatenate([[0], np.cumsum(steps)])
     curve += reference.mean() - (counts * (curve[1:] + curve[:-1])).sum() / (2 * source.size)
-    curve = curve.astype(F)
-    fraction = place - index
-    return curve[index] * (1 - fraction) + curve[index + 1] * fraction
+    # Within step i the map is slope * place + offset.
+    slope, offset = np.diff(curve), curve[:-1] - np.arange(bins) * np.diff(curve)
+    return slope.astype(F)[index] * place + offset.astype(F)[index]
 
 
 def match_histograms(source, reference, max_gain=4.0):
     """`match_values` on each channel (Fecker et al. 2008)."""
-    return np.stack([match_values(source[:, c], reference[:, c], max_gain) for c in range(3)], 1)
+    channels = zip(np.ascontiguousarray(source.T), np.ascontiguousarray(reference.T))
+    return np.stack([match_values(a, b, max_gain) for a, b in channels]).T
 
 
-def match_distribution(source, reference, max_gain=4.0, iterations=6, seed=0):
+def match_distribution(source, reference, max_gain=4.0, iterations=5, seed=0):
     """Iterative distribution transfer: 1-D matches along the axes of random rotations (Pitié et al. 2005).
 
     `seed` (or a numpy Generator) draws the rotations; the first one is the identity.
     """
     rng = np.random.default_rng(seed)
     result, rotation = source, np.eye(3, dtype=F)
-    step_gain = max_gain ** 0.5  # gains multiply over the iterations
+    step_gain = max_gain**0.5  # gains multiply over the iterations
     for _ in range(iterations):
-        turned, goal = result @ rotation, reference @ rotation
-        result = match_histograms(turned, goal, step_gain) @ rotation.T
+        result = match_histograms(result @ rotation, reference @ rotation, step_gain) @ rotation.T
         rotation = np.linalg.qr(rng.standard_normal((3, 3)))[0].astype(F)
     return result
 

@@ -29,7 +29,7 @@ def segment(image, rng, count=1):
     labels = felzenszwalb(small, scale=float(rng.uniform(60, 250)), sigma=0.8, min_size=40)
     masks = []
     for _ in range(count * 4):
-        goal = float(np.exp(rng.uniform(np.log(AREA[0] * 1.3), np.log(AREA[1] * 0.9))))
+        goal = float(rng.uniform(0.17, 0.64) ** 2)  # small ones more often than large ones, as in iHarmony4
         region = _blob(labels.shape, goal, rng) if rng.random() < BLOBS else _grow(small, labels, goal, rng)
         mask = _enlarge(region, (height, width))
         if AREA[0] <= mask.mean() <= AREA[1] and all((mask & m).sum() < 0.6 * (mask | m).sum() for m in masks):
