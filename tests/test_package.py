@@ -1,0 +1,165 @@
+"""What holds the repository together: imports, packaging, the README's commands, the shipped files."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffharmony_models
+from diffharmony_models import __main__ as command_line
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest brings tomli
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "diffharmony_models"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+HEAVY = ("diffusers", "transformers", "accelerate")
+HOST = ("comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server", "latent_preview")
+FOR_THE_NODES = ("checkpoint", "geometry", "refiner", "harmony_vae", "transfer", "color")
+LARGEST_CHECKPOINT = 40_000_000  # bytes
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints. Only the repository is on its path before the installed packages."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commands() -> list[str]:
+    """Every line of the README's code blocks, `\\` at a line's end undone."""
+    blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+
+
+def arguments(line: str) -> list[str] | None:
+    """What stands behind `-m diffharmony_models` in a line of the shell, up to its end; None where the line runs something else."""
+    words = shlex.split(line, comments=True)
+    if "diffharmony_models" not in words:
+        return None
+    found = words[words.index("diffharmony_models") + 1 :]
+    ends = [place for place, word in enumerate(found) if word in ("&&", "||", ";", "|", "&")]
+    return found[: ends[0]] if ends else found
+
+
+def test_importing_the_package_is_quick_and_light():
+    code = f"import sys, diffharmony_models; print([name for name in {(*HEAVY, 'torch')} if name in sys.modules])"
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert python(code).strip() == "[]"
+        times.append(time.perf_counter() - start)
+    assert min(times) < 3, f"the interpreter's start and the import took {times} s"
+
+
+@pytest.mark.parametrize("module", FOR_THE_NODES)
+def test_what_the_nodes_import_is_free_of_diffusers(module):
+    code = f"import sys, diffharmony_models.{module}; print([name for name in {HEAVY} if name in sys.modules])"
+    assert python(code).strip() == "[]", f"diffharmony_models.{module} pulls these in; import them where they are used"
+
+
+def test_help_is_light():
+    code = (
+        "import contextlib, io, sys; from diffharmony_models.__main__ import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
+        f"print([name for name in {(*HEAVY, 'torch')} if name in sys.modules])"
+    )
+    assert python(code).strip() == "[]"
+
+
+def imported(path: Path) -> set[str]:
+    """The packages that a file imports by their absolute names, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_method_never_imports_the_host():
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 10
+    guilty = {str(path.relative_to(ROOT)): sorted(imported(path) & set(HOST)) for path in files}
+    assert not {path: names for path, names in guilty.items() if names}
+
+
+def test_every_import_is_declared():
+    names = {"PIL": "pillow", "skimage": "scikit-image"}
+    extras = PROJECT["optional-dependencies"]
+    declared = {re.split(r"[\[<>=!~ ;]", line)[0] for line in (*PROJECT["dependencies"], *extras["cli"], *extras["train"])}
+    known = {names.get(name, name) for path in PACKAGE.rglob("*.py") for name in imported(path)}
+    assert known - set(sys.stdlib_module_names) - {"diffharmony_models"} <= declared
+
+
+def test_versions_agree():
+    assert PROJECT["version"] == diffharmony_models.__version__
+
+
+def test_requirements_are_the_dependencies_and_pin_nothing():
+    lines = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert sorted(lines) == sorted(PROJECT["dependencies"])
+    assert not [line for line in lines if re.match(r"torch|diffusers|transformers|accelerate", line) or "==" in line]
+
+
+def test_the_name_is_one_that_the_registry_takes():
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)*", PROJECT["name"]) and "comfy" not in PROJECT["name"].lower()
+
+
+def test_ci_runs_the_command_of_the_readme():
+    found = [line for line in commands() if line.endswith("-m pytest tests") and line.startswith("python3 -m venv")]
+    assert len(found) == 1, "the README gives one command that passes the tests"
+    assert found[0] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if arguments(line) is not None])
+def test_the_commands_of_the_readme_are_understood(line):
+    given = arguments(line)
+    parsed = command_line._parser(given).parse_args(given)
+    assert parsed.command == given[0]
+
+
+def test_the_readme_shows_every_command():
+    shown = {given[0] for given in map(arguments, commands()) if given}
+    assert set(command_line.COMMANDS) <= shown
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#\s]+)|<img[^>]* src=\"([^\"]+)\"", README)
+    local = [target for pair in targets for target in pair if target and "://" not in target]
+    assert local
+    assert not [target for target in local if not (ROOT / target).exists()]
+
+
+def test_the_demo_composite():
+    composite, mask = ROOT / "examples" / "astronaut.jpg", ROOT / "examples" / "astronaut_mask.png"
+    with Image.open(composite) as picture, Image.open(mask) as matte:
+        assert (picture.mode, matte.mode) == ("RGB", "L")
+        assert picture.size == matte.size and max(picture.size) <= 768
+        share = (np.asarray(matte) >= 128).mean()
+    assert 0.1 < share < 0.5
+    assert composite.stat().st_size + mask.stat().st_size < 300_000
+    sources = (ROOT / "examples" / "SOURCES.md").read_text(encoding="utf-8")
+    assert composite.name in sources and mask.name in sources and "public domain" in sources
+
+
+def test_the_bundled_checkpoint_is_there_and_small():
+    from diffharmony_models import checkpoint
+
+    path = checkpoint.bundled()
+    assert path.is_file(), f"{path} is missing"
+    assert path.resolve().parent == PACKAGE / "weights"
+    assert path.stat().st_size <= LARGEST_CHECKPOINT
+    assert (path.parent / "MODEL_CARD.md").is_file()
