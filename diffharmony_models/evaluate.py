@@ -1,0 +1,299 @@
+"""Scores harmonized pictures against the real ones, as the paper does on iHarmony4.
+
+Everything is scored at 256×256 (bilinear, antialiased), rounded to 8 bits, and with the result's foreground put on the real background
+first. The untouched composite and Reinhard's colour transfer are scored beside the results in every run.
+"""
+
+import argparse
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import color, geometry, images, metrics
+from .harmonize import dtype, find_device, in_words, picture_seed, resolution, seed, steps
+from .iharmony import COMPOSITES, Triple, pairs
+from .report import Missing, Report, Score
+
+logger = logging.getLogger(__name__)
+
+SIZE = (256, 256)
+BASELINES = ("composite", "reinhard")
+ENDINGS = ("transfer", "paper")
+OUTPUTS = "outputs"
+_NAMED_AT_MOST = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate`."""
+    parser.add_argument("dataset_root", type=Path, help="folder in iHarmony4's layout (composite_images, masks, real_images by subset)")
+    parser.add_argument("--list", default="IHD_test.txt", help="the list of composites: a path from the root, or any path (%(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("runs/evaluate"), help="folder for tables and the worst cases (%(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs of the list")
+    parser.add_argument(
+        "--own-background", action="store_true", help="score the result with its own background, not with its foreground on the real one"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--outputs", type=Path, metavar="FOLDER", help="score these pictures (named as the composites), run no checkpoint")
+    what.add_argument("--checkpoint", help="file or folder (the bundled checkpoint)")
+    run = parser.add_argument_group("running a checkpoint")
+    run.add_argument("--ending", choices=[*ENDINGS, "both"], default="both", help="which ending is scored (%(default)s)")
+    run.add_argument("--no-refine", action="store_true", help="leave the refinement out")
+    run.add_argument("--resolution", metavar="R", type=resolution, default=0, help="stage 1's resolution (0: the checkpoint's own)")
+    run.add_argument("--native-size", action="store_true", help="harmonize the picture at its own size and scale the result down, not the composite")
+    run.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (%(default)s)")
+    run.add_argument("--sampler", choices=["euler_ancestral", "euler"], default="euler_ancestral", help="(%(default)s)")
+    run.add_argument("--seed", metavar="N", type=seed, default=0, help="with the picture's name, decides its noise, as in `harmonize` (%(default)s)")
+    run.add_argument("--batch-size", metavar="N", type=int, default=1, help="pictures harmonized at once (%(default)s)")
+    run.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (the best there is)")
+    run.add_argument("--dtype", metavar="T", type=dtype, help="float32, bfloat16 or float16 (what suits the device)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates and writes the tables, the lists and the sheet into `args.results`.
+
+    Returns:
+        The exit code: 0, or 2 where pairs could not be scored. They are named in the log and in `missing.csv`, and the tables count them.
+
+    Raises:
+        ValueError: bad options, lists and checkpoints, before anything is scored.
+        OSError: a results folder that cannot be written.
+    """
+    for name, lowest in (("limit", 1), ("batch_size", 1)):
+        value = getattr(args, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is too small; give {lowest} or more")
+    triples = pairs(args.dataset_root, args.list)
+    entries = [triple.composite.relative_to(args.dataset_root).as_posix() for triple in triples]
+    twice = [entry for entry, number in Counter(entries).items() if number > 1]
+    if twice:
+        raise ValueError(f"{args.list} names {len(twice)} composites more than once ({_some(twice)}); remove the repeated lines")
+    triples, entries = triples[: args.limit], entries[: args.limit]
+    args.results.mkdir(parents=True, exist_ok=True)
+
+    source = _Pictures(args.outputs, triples) if args.outputs else _Engine(args)
+    report = Report([*BASELINES, *source.methods], ranked_by=source.methods[0])
+    numbered = list(enumerate(zip(entries, triples)))
+    with tqdm(total=len(numbered), desc="evaluate", unit="pair") as progress:
+        for start in range(0, len(numbered), source.batch_size):
+            batch = list(_load(numbered[start : start + source.batch_size], report))
+            for pair, results in zip(batch, source.results(batch)):
+                _score(pair, {**_baselines(pair), **results}, report, args.own_background)
+            progress.update(min(source.batch_size, len(numbered) - start))
+    place = "its own background" if args.own_background else "the real background"
+    report.write(args.results, f"{args.list}, {len(triples)} pairs; {source.about}. At 256×256, 8 bits; the foreground on {place}. "
+                 "Averages over pictures; `missing` ones could not be scored and are in no average.")  # fmt: skip
+    logger.info("%s\nTables and worst cases: %s", report.summary(), args.results)
+    if not report.missing:
+        return 0
+    lost = sorted({f"{line.composite} ({line.method}): {line.reason}" for line in report.missing})
+    number = len({line.composite for line in report.missing})
+    logger.error(
+        "%d of %d pairs could not be scored in full (all of them are in %s):\n%s",
+        number, len(triples), args.results / "missing.csv", _some(lost, "\n"),
+    )  # fmt: skip
+    return 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair as it is scored. Images B3HW in [0, 1] in steps of 1/255, masks B1HW in {0, 1}; `index` is its place in the list."""
+
+    index: int
+    entry: str
+    triple: Triple
+    composite: torch.Tensor
+    mask: torch.Tensor
+    real: torch.Tensor
+
+    @property
+    def share(self) -> float:
+        return self.mask.mean().item()
+
+
+def quantized(image: torch.Tensor) -> torch.Tensor:
+    """An image in [0, 1] as if it had been saved with 8 bits and read again. ValueError for NaN and infinite values."""
+    if not torch.isfinite(image).all():
+        raise ValueError("the result holds NaN or infinite values; try --dtype float32, or another checkpoint")
+    return image.detach().float().cpu().mul(255).round().clamp(0, 255) / 255
+
+
+def prepared(image: torch.Tensor) -> torch.Tensor:
+    """B3HW in [0, 1] of any size to 256×256 in steps of 1/255."""
+    return quantized(geometry.resize(image.float(), SIZE))
+
+
+def score(pair: Pair, result: torch.Tensor, method: str, own_background: bool = False) -> tuple[Score, torch.Tensor]:
+    """Measures one result against the real picture.
+
+    Args:
+        result: 1 3 H W in [0, 1], of any size.
+        own_background: leave the result's background as it is. Otherwise, as in the published evaluation, what stands outside
+            the mask is replaced by the real picture first: JPEG traces in the composite's background are not the method's.
+
+    Returns:
+        The score, and the picture it was measured on (1 3 256 256, in [0, 1]).
+    """
+    picture = prepared(quantized(result))
+    if not own_background:
+        picture = geometry.paste(picture, pair.real, pair.mask)
+    image, real = (picture * 255).round(), (pair.real * 255).round()
+    similarity = metrics.ssim_map(image, real)
+    values = (
+        metrics.psnr(image, real),
+        metrics.mse(image, real),
+        metrics.fmse(image, real, pair.mask),
+        metrics.mean_ssim(similarity),
+        metrics.foreground_ssim(similarity, pair.mask),
+    )
+    return Score(pair.entry, pair.triple.subset, pair.share, method, *(value.item() for value in values)), picture
+
+
+def _load(batch: Sequence[tuple[int, tuple[str, Triple]]], report: Report) -> Iterator[Pair]:
+    """The pairs that can be read; the others go into the report as missing for all methods."""
+    for index, (entry, triple) in batch:
+        try:
+            mask = geometry.binarize(geometry.resize(images.read_mask(triple.mask), SIZE))
+            if geometry.is_empty(mask).any():
+                raise ValueError(f"{triple.mask} has no foreground at {SIZE[1]}x{SIZE[0]}")
+            composite, real = (prepared(images.read_image(path).pixels) for path in (triple.composite, triple.real))
+            yield Pair(index, entry, triple, composite, mask, real)
+        except (ValueError, OSError) as error:
+            for method in report.methods:
+                report.missing.append(Missing(entry, triple.subset, None, method, in_words(error)))
+
+
+def _baselines(pair: Pair) -> dict[str, torch.Tensor]:
+    return {"composite": pair.composite, "reinhard": color.reinhard(pair.composite, pair.composite, pair.mask, 1 - pair.mask)}
+
+
+def _score(pair: Pair, results: dict[str, torch.Tensor | Exception], report: Report, own_background: bool) -> None:
+    row, worst = [], None
+    for method, result in results.items():
+        try:
+            if isinstance(result, Exception):
+                raise result
+            value, picture = score(pair, result, method, own_background)
+        except (ValueError, OSError) as error:
+            report.missing.append(Missing(pair.entry, pair.triple.subset, pair.share, method, in_words(error)))
+            continue
+        report.scores.append(value)
+        worst = value.fmse if method == report.ranked_by else worst
+        if method != "reinhard":
+            row.append((f"{method} {value.psnr:.1f} dB, fMSE {value.fmse:.0f}", picture))
+    if worst is not None:
+        mask = (f"mask {pair.share:.1%}", pair.mask)
+        real = (f"real {Path(pair.entry).stem}", pair.real)
+        report.offer_sheet_row(worst, lambda: [row[0], mask, *row[1:], real])
+
+
+class _Pictures:
+    """Results that another run or another method has written: one picture a composite, named after it, in any format."""
+
+    methods = (OUTPUTS,)
+    batch_size = 1
+
+    def __init__(self, folder: Path, triples: Sequence[Triple]):
+        """Takes `folder/<stem>.<any>` or `folder/<subset>/<stem>.<any>` (with or without composite_images in between)."""
+        if not folder.is_dir():
+            raise ValueError(f"No folder {folder}; --outputs takes a folder of pictures named as the composites")
+        self.about = f"pictures of {folder}"
+        self._folder = folder
+        self._files: dict[tuple[str, str], list[Path]] = {}
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in images.READABLE and path.is_file():
+                inside = [part for part in path.relative_to(folder).parts[:-1] if part != COMPOSITES]
+                self._files.setdefault(("/".join(inside), path.stem), []).append(path)
+        subsets: dict[str, set[str]] = {}
+        for triple in triples:
+            subsets.setdefault(triple.composite.stem, set()).add(triple.subset)
+        self._in_several = {stem for stem, names in subsets.items() if len(names) > 1}
+
+    def results(self, batch: Sequence[Pair]) -> Iterator[dict[str, torch.Tensor | Exception]]:
+        for pair in batch:
+            try:
+                yield {OUTPUTS: images.read_image(self._find(pair.triple)).pixels}
+            except (ValueError, OSError) as error:
+                yield {OUTPUTS: error}
+
+    def _find(self, triple: Triple) -> Path:
+        stem = triple.composite.stem
+        found = self._files.get((triple.subset, stem), [])
+        if not found:
+            found = self._files.get(("", stem), [])
+            if found and stem in self._in_several:
+                raise ValueError(f"{found[0]} could belong to several subsets; put it into a folder named {triple.subset}")
+        if not found:
+            raise FileNotFoundError(f"no picture {stem}.* in {self._folder} nor in {self._folder / triple.subset}")
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} pictures for {stem}: {', '.join(path.name for path in found)}; keep one")
+        return found[0]
+
+
+class _Engine:
+    """Results of a checkpoint, by one or both endings."""
+
+    def __init__(self, args: argparse.Namespace):
+        """ValueError at once for a checkpoint that cannot harmonize: a part missing, NaN in its weights."""
+        device = find_device(args.device)
+        from . import checkpoint, pipeline  # diffusers comes with it, and takes seconds
+
+        weights = checkpoint.read(args.checkpoint or checkpoint.bundled())
+        self._engine = pipeline.DiffHarmony.from_checkpoint(weights, device=device, dtype=args.dtype)
+        self._args = args
+        self.methods = ENDINGS if args.ending == "both" else (args.ending,)
+        self.batch_size = 1 if args.native_size else args.batch_size  # pictures of different sizes make no batch
+        for ending in self.methods:  # what one small picture shows need not fail on each of thousands
+            trial = torch.full((1, 3, 64, 64), 0.5)
+            self._engine(trial, torch.ones(1, 1, 64, 64), resolution=64, steps=1, ending=ending, refine=not args.no_refine)
+        self.about = (
+            f"checkpoint {weights.name}, resolution {args.resolution or weights.resolution}, {args.steps} steps of {args.sampler}, "
+            f"seed {args.seed}{', not refined' if args.no_refine else ''}{', harmonized at native size' if args.native_size else ''}"
+        )
+
+    def results(self, batch: Sequence[Pair]) -> list[dict[str, torch.Tensor | Exception]]:
+        """One dictionary a pair. Where a batch fails, its pictures are tried one by one."""
+        try:
+            return self._run(batch) if batch else []
+        except (ValueError, OSError) as error:
+            failure = error
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            failure = ValueError(f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16")
+        if len(batch) == 1:
+            return [dict.fromkeys(self.methods, failure)]
+        return [result for pair in batch for result in self.results([pair])]
+
+    def _run(self, batch: Sequence[Pair]) -> list[dict[str, torch.Tensor]]:
+        composite, mask = self._inputs(batch)
+        seeds = [picture_seed(self._args.seed, pair.triple.composite.stem) for pair in batch]
+        engine, decoded, finished = self._engine, {}, {}
+        for ending in self.methods:
+            # As the engine's own call chooses. Both endings share one diffusion unless they decode by different VAEs.
+            harmony_vae = engine.harmony_vae is not None and (ending == "transfer" or engine.vae is None)
+            if harmony_vae not in decoded:
+                latents = engine.harmonize_latents(
+                    composite, mask, resolution=self._args.resolution, steps=self._args.steps, sampler=self._args.sampler,
+                    seeds=seeds, harmony_vae=harmony_vae,
+                )  # fmt: skip
+                decoded[harmony_vae] = engine.decode(latents, composite, mask, harmony_vae).to(composite.device)
+            with torch.inference_mode():
+                finished[ending] = engine._finish(decoded[harmony_vae], composite, mask, ending, not self._args.no_refine, 0)
+        return [{ending: result[index : index + 1] for ending, result in finished.items()} for index in range(len(batch))]
+
+    def _inputs(self, batch: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Composites and masks as the engine gets them: at 256×256 as they are scored, or as they are in the files."""
+        if not self._args.native_size:
+            return torch.cat([pair.composite for pair in batch]), torch.cat([pair.mask for pair in batch])
+        triple = batch[0].triple
+        return images.read_image(triple.composite).pixels, images.read_mask(triple.mask)
+
+
+def _some(names: Sequence[str], separator: str = "; ") -> str:
+    more = len(names) - _NAMED_AT_MOST
+    return separator.join([*names[:_NAMED_AT_MOST], *([f"and {more} more"] if more > 0 else [])])

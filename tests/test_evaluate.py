@@ -1,0 +1,231 @@
+import argparse
+import csv
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffharmony_models import evaluate, images, iharmony, report
+
+SHARES = {"First/composite_images/a_1_1.png": 0.04, "First/composite_images/a_2_1.png": 0.25, "Second/composite_images/b_x_1_7.png": 0.0625}
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three pairs of 320x256 pictures in two subsets: a darker foreground, and in the first subset a background that differs by 3."""
+    root = tmp_path / "data"
+    generator = np.random.default_rng(0)
+    for entry, share in SHARES.items():
+        subset, _, name = entry.split("/")
+        image, mask_number, _ = name.rsplit("_", 2)
+        side = math.sqrt(share)
+        mask = np.zeros((256, 320), np.uint8)
+        mask[10 : 10 + round(256 * side), 20 : 20 + round(320 * side)] = 255
+        smooth = Image.fromarray(generator.integers(0, 250, (9, 9, 3), dtype=np.uint8)).resize((320, 256), Image.Resampling.BICUBIC)
+        real = np.minimum(np.asarray(smooth), 250)
+        composite = np.where(mask[..., None] > 0, real // 2, real + 3 * (subset == "First")).astype(np.uint8)
+        save(root / entry, composite)
+        save(root / subset / "masks" / f"{image}_{mask_number}.png", mask)
+        if not (root / subset / "real_images" / f"{image}.png").exists():
+            save(root / subset / "real_images" / f"{image}.png", real)
+        else:  # two masks of one picture: their composites start from the same real one
+            real = np.asarray(Image.open(root / subset / "real_images" / f"{image}.png"))
+            save(root / entry, np.where(mask[..., None] > 0, real // 2, real + 3).astype(np.uint8))
+    (root / "IHD_test.txt").write_text("\n".join(SHARES) + "\n")
+    return root
+
+
+def evaluated(root, *options):
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    results = root.parent / "results"
+    return evaluate.run(parser.parse_args([str(root), "--results", str(results), *map(str, options)])), results
+
+
+def perfect_outputs(root):
+    folder = root.parent / "made"
+    for triple in iharmony.pairs(root, "IHD_test.txt"):
+        save(folder / f"{triple.composite.stem}.jpg", np.asarray(Image.open(triple.real)))
+    return folder
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return {tuple(row.values())[:2]: row for row in csv.DictReader(file)}
+
+
+def test_pairs_of_a_list(dataset):
+    triples = iharmony.pairs(dataset, "IHD_test.txt")
+    assert [triple.subset for triple in triples] == ["First", "First", "Second"]
+    assert triples[2].mask == dataset / "Second" / "masks" / "b_x_1.png"
+    assert triples[2].real == dataset / "Second" / "real_images" / "b_x.png"  # not .jpg: it exists under this name
+    assert all(path.is_file() for triple in triples for path in triple[:3])
+    (dataset / "jpeg.txt").write_text("HCOCO/composite_images/c100_1_1.jpg")
+    assert iharmony.pairs(dataset, dataset / "jpeg.txt")[0].real == dataset / "HCOCO" / "real_images" / "c100.jpg"
+
+
+@pytest.mark.parametrize("line", ["c100_1_1.jpg", "HCOCO/real_images/c100_1_1.jpg", "HCOCO/composite_images/c100_1.jpg", "../composite_images/c_1_1.jpg"])
+def test_a_line_of_another_naming_is_named(dataset, line):
+    (dataset / "bad.txt").write_text(f"{next(iter(SHARES))}\n\n{line}\n")
+    with pytest.raises(ValueError, match=r"bad\.txt, line 3"):
+        iharmony.pairs(dataset, "bad.txt")
+
+
+def test_lists_and_folders_that_are_not_there(dataset):
+    with pytest.raises(ValueError, match="No data set folder"):
+        iharmony.pairs(dataset / "nowhere", "IHD_test.txt")
+    with pytest.raises(ValueError, match="No list nothing.txt.*IHD_test.txt"):
+        iharmony.pairs(dataset, "nothing.txt")
+    (dataset / "empty.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match="names no picture"):
+        iharmony.pairs(dataset, "empty.txt")
+
+
+@pytest.mark.parametrize(
+    ("share", "name"),
+    [(0, "0–5 %"), (0.0499, "0–5 %"), (0.05, "5–15 %"), (0.1499, "5–15 %"), (0.15, "15–100 %"), (1, "15–100 %")],
+)
+def test_buckets_have_their_lower_edge(share, name):
+    assert report.bucket(share) == name
+
+
+def test_bucket_of_a_number_that_is_no_share():
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        report.bucket(4.0)
+
+
+def test_tables_of_perfect_outputs(dataset, caplog):
+    caplog.set_level(logging.INFO)
+    code, results = evaluated(dataset, "--outputs", perfect_outputs(dataset))
+    assert code == 0
+    assert "outputs  PSNR" in caplog.text
+
+    by_subset = table(results / "by_subset.csv")
+    assert list(by_subset) == [(g, m) for g in ("First", "Second", "all") for m in ("composite", "reinhard", "outputs")]
+    assert by_subset["First", "outputs"]["images"] == "2" and by_subset["all", "outputs"]["images"] == "3"
+    assert all(float(row["psnr"]) > 35 for (_, method), row in by_subset.items() if method == "outputs")
+    assert all(float(row["psnr"]) < 30 for (_, method), row in by_subset.items() if method == "composite")
+    assert float(by_subset["all", "reinhard"]["fmse"]) != float(by_subset["all", "composite"]["fmse"])
+    by_share = table(results / "by_share.csv")
+    assert [by_share[name, "outputs"]["images"] for name in ("0–5 %", "5–15 %", "15–100 %", "all")] == ["1", "1", "1", "3"]
+
+    rows = table(results / "images.csv")
+    assert set(entry for entry, _ in rows) == set(SHARES)
+    scores = {}
+    with open(results / "images.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            scores[row["composite"], row["method"]] = row
+            assert float(row["share"]) == pytest.approx(SHARES[row["composite"]], rel=0.05)
+    mean = sum(float(scores[entry, "composite"]["psnr"]) for entry in SHARES) / 3
+    assert float(by_subset["all", "composite"]["psnr"]) == pytest.approx(mean, abs=1e-4)  # of the pictures, not of the subsets
+
+    markdown = (results / "by_share.md").read_text(encoding="utf-8")
+    line = by_share["15–100 %", "composite"]
+    assert f"| 15–100 % | composite | 1 | 0 | {float(line['psnr']):.2f} | {float(line['mse']):.2f} | {float(line['fmse']):.2f} |" in markdown
+    assert images.read_image(results / "worst.png").size[0] > 3 * 256 / 1.25
+    assert (results / "missing.csv").read_text().count("\n") == 1
+
+
+def test_a_missing_output_is_counted_and_named(dataset, caplog):
+    folder = perfect_outputs(dataset)
+    (folder / "a_2_1.jpg").unlink()
+    (folder / "b_x_1_7.jpg").write_bytes(b"no picture")
+    code, results = evaluated(dataset, "--outputs", folder)
+    assert code == 2
+    assert "2 of 3 pairs" in caplog.text and "a_2_1" in caplog.text and "b_x_1_7" in caplog.text
+    by_subset = table(results / "by_subset.csv")
+    assert [by_subset["First", m]["missing"] for m in ("composite", "outputs")] == ["0", "1"]
+    assert by_subset["Second", "outputs"]["psnr"] == ""
+    assert (by_subset["all", "outputs"]["images"], by_subset["all", "outputs"]["missing"]) == ("1", "2")
+    assert "| all | outputs | 1 | 2 |" in (results / "by_subset.md").read_text(encoding="utf-8")
+    assert table(results / "by_share.csv")["15–100 %", "outputs"]["missing"] == "1"
+    assert len(table(results / "missing.csv")) == 2
+
+
+def test_a_missing_input_is_missing_for_every_method(dataset, caplog):
+    (dataset / "Second" / "real_images" / "b_x.png").unlink()
+    (dataset / "First" / "masks" / "a_2.png").write_bytes(b"")
+    code, results = evaluated(dataset, "--outputs", perfect_outputs_of(dataset))
+    assert code == 2
+    assert "b_x.jpg" in caplog.text and "a_2.png" in caplog.text
+    by_subset = table(results / "by_subset.csv")
+    assert {by_subset["all", m]["missing"] for m in ("composite", "reinhard", "outputs")} == {"2"}
+    assert {by_subset["all", m]["images"] for m in ("composite", "reinhard", "outputs")} == {"1"}
+
+
+def perfect_outputs_of(dataset):
+    folder = dataset.parent / "made"
+    for entry in SHARES:
+        save(folder / (dataset / entry).name, np.asarray(Image.open(dataset / entry)))
+    return folder
+
+
+def test_the_foreground_is_put_on_the_real_background(dataset):
+    """Composites handed in as results: the first subset's background is off by 3, which counts only with --own-background."""
+    folder = perfect_outputs_of(dataset)
+    _, results = evaluated(dataset, "--outputs", folder)
+    pasted = table(results / "by_subset.csv")["First", "outputs"]
+    assert {k: pasted[k] for k in report.MEASURES} == {k: table(results / "by_subset.csv")["First", "composite"][k] for k in report.MEASURES}
+    _, results = evaluated(dataset, "--outputs", folder, "--own-background")
+    own = table(results / "by_subset.csv")["First", "outputs"]
+    shares = [SHARES[entry] for entry in SHARES if entry.startswith("First")]
+    background = sum(9 * (1 - share) for share in shares) / len(shares)
+    assert float(own["mse"]) - float(pasted["mse"]) == pytest.approx(background, rel=0.02)
+    assert float(own["fmse"]) == pytest.approx(float(pasted["fmse"]), rel=1e-3)
+
+
+def test_results_are_rounded_to_eight_bits(dataset):
+    triple = iharmony.pairs(dataset, "IHD_test.txt")[0]
+    real = evaluate.prepared(images.read_image(triple.real).pixels)
+    mask = torch.zeros(1, 1, 256, 256)
+    mask[..., :64, :64] = 1
+    pair = evaluate.Pair(0, "a", triple, real, mask, real)
+    assert evaluate.score(pair, (real + 0.4 / 255).clamp(0, 1), "x")[0].fmse == 0
+    value, picture = evaluate.score(pair, (real + 0.6 / 255).clamp(0, 1), "x")
+    assert value.fmse == pytest.approx(1)
+    assert torch.equal(picture[..., 64:], real[..., 64:])
+    assert pair.share == 0.0625
+
+
+def test_outputs_in_folders_of_subsets_and_double_names(dataset):
+    made = perfect_outputs(dataset)
+    (made / "Second").mkdir()
+    (made / "b_x_1_7.jpg").rename(made / "Second" / "b_x_1_7.jpg")
+    assert evaluated(dataset, "--outputs", made)[0] == 0
+    save(made / "a_1_1.png", np.zeros((8, 8, 3), np.uint8))
+    code, results = evaluated(dataset, "--outputs", made)
+    assert code == 2 and "2 pictures for a_1_1" in (results / "missing.csv").read_text()
+
+
+def test_worst_cases_are_the_ten_worst_in_order(tmp_path):
+    log = report.Report(["x"], ranked_by="x")
+    for fmse in [5, 1, 30, 7, 2, 9, 11, 3, 4, 8, 6, 10]:
+        log.offer_sheet_row(fmse, lambda: [("x", torch.full((1, 3, 256, 256), fmse / 255))])
+    log.write(tmp_path, "A test.")
+    sheet = Image.open(tmp_path / "worst.png")
+    column = np.asarray(sheet)[:, 255, 0]  # right of all text
+    shown = [int(value) for value, before in zip(column[1:], column[:-1]) if value != before and value in range(1, 31)]
+    assert shown == [30, 11, 10, 9, 8, 7, 6, 5, 4, 3]
+
+
+def test_bad_options(dataset):
+    with pytest.raises(ValueError, match="--limit 0"):
+        evaluated(dataset, "--outputs", dataset, "--limit", 0)
+    with pytest.raises(ValueError, match="No folder"):
+        evaluated(dataset, "--outputs", dataset / "nowhere")
+    (dataset / "twice.txt").write_text("\n".join([*SHARES, next(iter(SHARES))]))
+    with pytest.raises(ValueError, match="more than once"):
+        evaluated(dataset, "--outputs", dataset, "--list", "twice.txt")
+
+
+def test_limit_takes_the_first_pairs(dataset):
+    _, results = evaluated(dataset, "--outputs", perfect_outputs(dataset), "--limit", 1)
+    assert table(results / "by_subset.csv")["all", "outputs"]["images"] == "1"
