@@ -69,7 +69,13 @@ class Task:
 
 
 def run(args):
-    """Raises ValueError for arguments or inputs that do not fit, OSError where the disk fails. Returns the manifest's rows."""
+    """The command: `build` with the parsed arguments. Raises ValueError for arguments or inputs that do not fit, OSError where the disk fails."""
+    rows, failures = build(args)
+    report(rows, failures)
+
+
+def build(args):
+    """Makes what is not there yet. Returns (rows of the manifest, reasons why foregrounds were left out); raises as `run`."""
     from tqdm import tqdm
 
     _check(args)
@@ -91,8 +97,7 @@ def run(args):
     if not rows:
         raise ValueError(f"no composite could be made from {len(tasks)} photos; the first reason: {failures[0] if failures else 'no foreground fits'}")
     _write_lists(output, rows)
-    report(rows, failures)
-    return rows
+    return rows, failures
 
 
 def report(rows, failures=()):

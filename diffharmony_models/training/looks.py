@@ -16,6 +16,7 @@ from ..color import LUMA, SPACES, TRANSFERS, linear_to_srgb, rgb_to_ycbcr, satur
 F = np.float32
 REFERENCE_PIXELS = 4096  # of a reference, enough for its statistics
 TRIES = 6
+COLOURFUL = 0.15  # root mean square of (R - Y, B - Y); a cast may turn the hue of anything greyer
 # A draw at least this strong is sought (fMSE; the median of a log-normal): without, half the changes are hardly seen.
 WANTED_FMSE = 800.0
 # fMSE (0-255) of what is kept: below, nothing is left to learn; above, colours no photo has. The published test set's mean is 1376.
@@ -156,6 +157,8 @@ DRAWS = {
 _NAMES = list(DRAWS)
 _WEIGHTS = np.array([w for w, _ in DRAWS.values()]) / sum(w for w, _ in DRAWS.values())
 
+_SHARE = {1: 1.1, 2: 1.0, 3: 0.85, 4: 0.75}
+
 # Four kinds, equally often; the covariance kind has two members.
 _TRANSFER_KINDS = (
     (("reinhard", ("lab", "lalphabeta", "rgb")),),
@@ -173,12 +176,12 @@ def _matrix(rng, amount):
 
 
 def draw_retouch(rng, strength=1.0):
-    """One to four changes as a list of {"op": name, **parameters}; one time in eight another time of day."""
+    """One to four changes as a list of {"op": name, **parameters}, each the milder the more there are; one time in eight another time of day."""
     if rng.random() < 0.125:
         return _another_hour(rng, strength)
     count = int(rng.choice([1, 2, 3, 4], p=[0.1, 0.3, 0.35, 0.25]))
     names = rng.choice(_NAMES, count, replace=False, p=_WEIGHTS)
-    return [{"op": str(name), **DRAWS[name][1](rng, strength)} for name in names]
+    return [{"op": str(name), **DRAWS[name][1](rng, strength * _SHARE[count])} for name in names]
 
 
 def _another_hour(rng, strength):
@@ -297,7 +300,7 @@ def measure(pixels, changed, area):
 
 def plausible(pixels, changed, fmse, psnr, strength=1.0):
     """Whether a change could pass for another photo of the thing: strength within bounds, little newly clipped, texture neither
-    drowned in noise nor wiped out, light and dark in their old order, colours not shrill."""
+    drowned in noise nor wiped out, light and dark in their old order, a strong hue not turned into its opposite, colours not shrill."""
     if not (FMSE_BAND[0] * strength**2 <= fmse <= FMSE_BAND[1] and PSNR_BAND[0] <= psnr <= PSNR_BAND[1]):
         return False
     if _clipped(changed) > _clipped(pixels) + 0.10:
@@ -309,6 +312,11 @@ def plausible(pixels, changed, fmse, psnr, strength=1.0):
     luma, changed_luma = luma - luma.mean(), changed_luma - changed_luma.mean()
     size = math.sqrt(float(luma @ luma) * float(changed_luma @ changed_luma))
     if size > 1e-4 * len(pixels) and float(luma @ changed_luma) < 0.6 * size:
+        return False
+    chroma, changed_chroma = pixels[:, ::2] - pixels @ LUMA[:, None], changed[:, ::2] - changed @ LUMA[:, None]  # multiples of Cr and Cb
+    power = float(chroma.ravel() @ chroma.ravel())
+    alike = float(chroma.ravel() @ changed_chroma.ravel()) / max(power, 1e-9)
+    if power > COLOURFUL**2 * len(pixels) and alike < 0.05:
         return False
     return _shrillness(changed) < max(0.45, _shrillness(pixels) + 0.1)
 
