@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
+from .. import images
 from ..iharmony import COMPOSITES, MASKS, REALS
 from .looks import change_look
 from .regions import segment
@@ -226,6 +227,9 @@ _STATE = {}
 
 
 def _begin(pools, args):
+    import torch
+
+    torch.set_num_threads(1)
     _STATE.update(pools=pools, args=args)
 
 
@@ -321,32 +325,30 @@ def _composite(picture, real, mask, entry, where, pools, rng, strength):
 
 
 def read_photo(path, short_side=0):
-    """(H, W, 3) uint8, turned as EXIF says, scaled down to `short_side` where that is smaller (0: never). Unusable if unreadable."""
+    """(H, W, 3) uint8, scaled down to `short_side` where that is smaller (0: never). Unusable if unreadable."""
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unusable(f"{path}: cannot be read as a picture ({error})") from error
-    if short_side and min(image.size) > short_side:
-        scale = short_side / min(image.size)
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.LANCZOS)
-    return np.asarray(image)
+        pixels = images.to_bytes(images.read_image(path).pixels)
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{path}: cannot be used as a photo ({error})") from error
+    height, width = pixels.shape[:2]
+    if not short_side or min(height, width) <= short_side:
+        return pixels
+    scale = short_side / min(height, width)
+    return np.asarray(Image.fromarray(pixels).resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.LANCZOS))
 
 
 def read_mask(path, photo, size):
     """(H, W) bool at the given size. Unusable where it is unreadable, of other proportions than its photo, empty, too small or all of the picture."""
     try:
-        with Image.open(path) as file:
-            mask = ImageOps.exif_transpose(file)
-            mask = mask.getchannel("A") if mask.mode in ("RGBA", "LA") and mask.getextrema()[-1][0] < 255 else mask.convert("L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unusable(f"{path}: cannot be read as a mask ({error})") from error
+        mask = Image.fromarray(images.read_mask(path)[0, 0].numpy())
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{path}: cannot be used as a mask ({error})") from error
     height, width = size
     if abs(mask.width * height - mask.height * width) > 2 * max(mask.width, mask.height, width, height):
         raise Unusable(f"{path}: the mask is {mask.width}x{mask.height}, its photo {photo} {width}x{height} after scaling; both must have the same proportions")
     if mask.size != (width, height):
         mask = mask.resize((width, height), Image.BILINEAR)
-    mask = np.asarray(mask) >= 128
+    mask = np.asarray(mask) >= 0.5
     if not SMALLEST <= mask.mean() <= 0.95:
         raise Unusable(f"{path}: the foreground covers {mask.mean():.1%} of the picture; expected {SMALLEST:.1%} to 95 %")
     return mask

@@ -1,0 +1,202 @@
+"""`train-harmonizer`: stage 1, the inpainting UNet that harmonizes in latent space."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import checkpoint, geometry, sampling
+from . import cache, data, loop, sheets
+
+logger = logging.getLogger(__name__)
+
+# The weight of the published loss: a small foreground counts more, up to this factor.
+LARGEST_WEIGHT = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="iHarmony4-shaped data set (iHarmony4 itself, or what make-composites wrote)")
+    parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="list in the data set (default %(default)s)")
+    parser.add_argument("--from", dest="start", type=Path, help="checkpoint to go on from: an SD 1.5 inpainting folder, or an earlier result")
+    parser.add_argument("--vae", type=Path, help="checkpoint that brings the VAE where --from has none, or another one")
+    parser.add_argument("--widths", type=int, nargs=4, default=(32, 64, 128, 256), help="of a new UNet, multiples of 32 (default %(default)s)")
+    parser.add_argument("--layers", type=int, default=1, help="residual layers a level of a new UNet (default %(default)s)")
+    parser.add_argument("--heads", type=int, default=8, help="attention heads of a new UNet (default %(default)s)")
+    parser.add_argument("--top-attention", action="store_true", help="a new UNet attends on its first level too, as SD 1.5 does (slow on a CPU)")
+    parser.add_argument("--null-text", type=int, nargs=2, default=(8, 64), metavar=("TOKENS", "WIDTH"), help="shape of a new null text (default %(default)s)")
+    parser.add_argument("--prediction-type", choices=sampling.PREDICTIONS, help="of a new UNet (default: that of --from, else epsilon)")
+    parser.add_argument("--size", type=int, default=512, help="side of the training pictures, a multiple of 64 (default %(default)s)")
+    parser.add_argument("--loss", choices=("foreground", "plain"), default="foreground", help="MSE over the foreground, as published, or over everything")
+    parser.add_argument("--background-weight", type=float, default=0.0, help="with the foreground loss: what the background's error counts; a UNet from "
+                        "nothing needs some, or it leaves noise there that the decoder smears over the edge (default %(default)s, as published)")
+    parser.add_argument("--sampler-share", type=float, default=0.0, help="share of the samples that are trained where the 5-step sampler "
+                        "goes: at its timesteps, from the model's own first estimate instead of the real picture (default %(default)s, as published)")
+    parser.add_argument("--cache-latents", type=int, default=0, metavar="K", help="encode every pair K times before training, each time with another "
+                        "crop, instead of anew in each step; for slow machines (default %(default)s: off)")
+    parser.add_argument("--limit", type=int, default=0, help="use only this many pairs, evenly spread over the list (default: all)")
+    loop.add_arguments(parser, steps=100_000, batch_size=16, learning_rate=1e-5)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains and writes OUTPUT/harmonizer.safetensors: UNet, VAE and null text in one file."""
+    if args.size % 64:
+        raise ValueError(f"--size must be a multiple of 64, got {args.size}")
+    if not 0 <= args.sampler_share <= 1:
+        raise ValueError(f"--sampler-share must lie between 0 and 1, got {args.sampler_share}")
+    start = _start(args)
+    unet, vae = checkpoint.build_unet(start.unet).float().train(), checkpoint.build_vae(start.vae).float().requires_grad_(False)
+    pairs = data.Pairs(args.dataset, args.list, args.size, limit=args.limit)
+    samples = pairs
+    if args.cache_latents:
+        samples = cache.Cached(args.output / "latents.safetensors", pairs, args, args.cache_latents, lambda batch, seeds: encode(vae, batch, None),
+                               torch.float16, {"vae": cache.fingerprint(vae), "limit": str(args.limit)})
+    null_text = start.null_text.float()
+    objective = Objective(start.prediction_type, args.loss, args.sampler_share, null_text, args.background_weight)
+
+    def loss(model, batch, generator):
+        if not args.cache_latents:
+            vae.to(batch["mask"].device)
+            batch = encode(vae, batch, generator)
+        return objective(model, batch, generator)
+
+    def export(model):
+        result = checkpoint.Checkpoint(name=args.output.name, unet=checkpoint.part_from(model), vae=start.vae, refiner=start.refiner,
+                                       harmony_vae=start.harmony_vae, null_text=null_text, prediction_type=start.prediction_type, resolution=args.size)
+        checkpoint.write(result, args.output / "harmonizer.safetensors")
+
+    shown = [pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 8))][:8]
+
+    def sample(model, step):
+        from ..pipeline import DiffHarmony
+
+        pipeline = DiffHarmony(unet=model, vae=vae, null_text=null_text, prediction_type=start.prediction_type, resolution=args.size)
+        stacked = {name: torch.stack([item[name] for item in shown]) for name in shown[0]}
+        latents = pipeline.harmonize_latents(stacked["composite"], stacked["mask"], seeds=list(range(len(shown))))
+        columns = [stacked["composite"], stacked["mask"], pipeline.decode(latents).cpu(), stacked["real"]]
+        sheets.save(columns, args.output / "samples" / f"{step:07d}.jpg")
+
+    loop.train(args, unet, samples, loss, export=export, sample=sample)
+
+
+class Objective:
+    """The loss of stage 1 on latents.
+
+    As published: the MSE of the prediction, over the foreground with `foreground_weight` or over everything (`plain`), at timesteps
+    drawn evenly. A `sampler_share` of the samples instead stands where the sampler's own run would: x = x̂0 + sigma * noise with x̂0 the
+    model's first estimate from pure noise. Such an x knows nothing of the real picture, so the best answer is the mean of what the
+    picture may have been, not one draw of it: fewer steps' worth of error add up, and the PSNR of five steps rises.
+    """
+
+    def __init__(self, prediction_type: str, kind: str, sampler_share: float, null_text: torch.Tensor, background_weight: float = 0.0):
+        self.background_weight = background_weight
+        self.prediction_type, self.kind, self.sampler_share, self.null_text = prediction_type, kind, sampler_share, null_text
+        _, table = sampling.schedule(1000)
+        self.sigmas = table[:-1].flip(0)  # by timestep, 0 to 999
+        self.own_timesteps = sampling.schedule(5)[0][:-1]
+
+    def __call__(self, model, batch: dict[str, torch.Tensor], generator: torch.Generator):
+        """batch: "composite", "real" scaled latents [B, 4, h, w], "mask" [B, 1, h, w] in {0, 1}. Returns (loss, numbers to log)."""
+        real, mask, device = batch["real"], batch["mask"], batch["real"].device
+        condition = torch.cat([mask, batch["composite"]], dim=1)
+        text = self.null_text.to(device).expand(len(real), -1, -1)
+
+        def uniform(*shape):
+            return torch.rand(*shape, generator=generator, device=device)
+
+        def normal():
+            return torch.randn(real.shape, generator=generator, device=device)
+
+        def predict(x, sigma, timesteps):
+            return model(torch.cat([x / (sigma**2 + 1).sqrt(), condition], dim=1), timesteps, encoder_hidden_states=text).sample.float()
+
+        own = uniform(len(real)) < self.sampler_share
+        place = (uniform(len(real)) * len(self.own_timesteps)).long()
+        drawn = (uniform(len(real)) * 1000).floor()
+        timesteps = torch.where(own, self.own_timesteps.to(device)[place], drawn)
+        sigma = self.sigma(timesteps)[:, None, None, None]
+        start, first_noise, noise = real, normal(), normal()
+        if own.any():
+            top = torch.full_like(timesteps, 999.0)
+            highest = self.sigma(top)[:, None, None, None]
+            with torch.no_grad():
+                x = first_noise * highest
+                estimate = sampling.denoised(x, predict(x, highest, top), highest, self.prediction_type)
+            start = torch.where(own[:, None, None, None], torch.where(sigma < highest, estimate, torch.zeros_like(real)), real)
+        x = start + sigma * noise
+        if self.prediction_type == "epsilon":
+            target = (x - real) / sigma
+        else:
+            target = (x / (sigma**2 + 1) - real) * (sigma**2 + 1).sqrt() / sigma
+        prediction = predict(x, sigma, timesteps)
+        error = (prediction - target).square()
+        if self.kind == "foreground":
+            error = error * (mask + self.background_weight * (1 - mask))
+        each = error.mean(dim=(1, 2, 3))
+        if self.kind == "foreground":
+            each = each * foreground_weight(mask)
+        estimate_error = (mask * (sampling.denoised(x, prediction, sigma, self.prediction_type) - real)).detach().square().sum(dim=(1, 2, 3))
+        per_pixel = estimate_error / (4 * mask.sum(dim=(1, 2, 3)).clamp(min=1))
+        numbers = {f"error_{name}": per_pixel[chosen].mean().item() for name, chosen in (("own", own), ("first", timesteps > 998.5)) if chosen.any()}
+        return each.mean(), numbers
+
+    def sigma(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noise levels for timesteps in [0, 999], interpolated between whole ones."""
+        table = self.sigmas.to(timesteps.device)
+        low = timesteps.floor().long().clamp(max=998)
+        return torch.lerp(table[low], table[low + 1], timesteps - low)
+
+
+def foreground_weight(mask: torch.Tensor) -> torch.Tensor:
+    """clamp(area / mask area, 1, 5) for each [B, 1, h, w] mask in {0, 1}: [B] (the published training)."""
+    area = mask.shape[-1] * mask.shape[-2]
+    return (area / mask.sum(dim=(1, 2, 3)).clamp(min=1)).clamp(1, LARGEST_WEIGHT)
+
+
+@torch.no_grad()
+def encode(vae, batch: dict[str, torch.Tensor], generator: torch.Generator | None) -> dict[str, torch.Tensor]:
+    """Pictures to scaled latents; posteriors are sampled with a generator, their mode is taken without one."""
+
+    def latent(image):
+        posterior = vae.encode(image * 2 - 1).latent_dist
+        if generator is None:
+            return posterior.mode() * vae.config.scaling_factor
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=image.device)
+        return (posterior.mean + posterior.std * noise) * vae.config.scaling_factor
+
+    size = tuple(batch["mask"].shape[-2:])
+    return {"composite": latent(batch["composite"]), "real": latent(batch["real"]), "mask": geometry.latent_mask(batch["mask"], size)}
+
+
+def _start(args) -> checkpoint.Checkpoint:
+    """What training begins with: UNet, VAE, null text; from --from, --vae, or new."""
+    start = checkpoint.read(args.start) if args.start else checkpoint.Checkpoint(name=args.output.name)
+    if args.vae:
+        start.vae = checkpoint.read(args.vae).vae
+    if start.vae is None:
+        raise ValueError("No VAE to train with: name a checkpoint that holds one with --vae (train-autoencoder makes one)")
+    if args.start and start.unet is None:
+        raise ValueError(f"{args.start} holds no 9-channel UNet; --from wants an inpainting checkpoint, or leave it out to train a new one")
+    if start.unet is None:
+        start.unet = _new_unet(args)
+        start.prediction_type = args.prediction_type or "epsilon"
+        start.null_text = torch.randn(args.null_text, generator=torch.Generator().manual_seed(args.seed))
+    elif args.prediction_type not in (None, start.prediction_type):
+        raise ValueError(f"{args.start} predicts {start.prediction_type}, --prediction-type says {args.prediction_type}; leave the flag out")
+    if start.null_text is None:
+        raise ValueError(f"{args.start} has no null text and no text encoder to compute it; use a folder with text_encoder/ in it")
+    return start
+
+
+def _new_unet(args) -> checkpoint.Part:
+    from diffusers.models import UNet2DConditionModel
+
+    top = "CrossAttn" if args.top_attention else ""
+    unet = UNet2DConditionModel(
+        sample_size=args.size // 8, in_channels=9, out_channels=4, block_out_channels=tuple(args.widths), layers_per_block=args.layers,
+        attention_head_dim=args.heads, cross_attention_dim=args.null_text[1],
+        down_block_types=(f"{top}DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", f"{top}UpBlock2D"),
+    )
+    return checkpoint.part_from(unet)
