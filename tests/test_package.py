@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +53,10 @@ def arguments(line: str) -> list[str] | None:
 
 
 def test_importing_the_package_is_quick_and_light():
-    code = f"import sys, diffharmony_models; print([name for name in {(*HEAVY, 'torch')} if name in sys.modules])"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert python(code).strip() == "[]"
-        times.append(time.perf_counter() - start)
-    assert min(times) < 3, f"the interpreter's start and the import took {times} s"
+    code = f"import sys, time, diffharmony_models; print(time.process_time(), *[name for name in {(*HEAVY, 'torch')} if name in sys.modules])"
+    seconds, *loaded = python(code).split()
+    assert not loaded
+    assert float(seconds) < 3  # of processor time, so that a busy machine does not count
 
 
 @pytest.mark.parametrize("module", FOR_THE_NODES)
