@@ -23,6 +23,7 @@ DTYPES = {
     "float16": torch.float16, "fp16": torch.float16, "half": torch.float16,
 }  # fmt: skip
 LARGEST_RESOLUTION = 4096
+SHEET_SIDE = 512
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 EPILOG = """\
@@ -101,6 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code. ValueError and OSError, in words, for what stops the whole run."""
     device = find_device(args.device)
+    for path in (args.composite, args.mask):
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file or folder; check the name", str(path))
     if args.composite.is_dir():
         return _run_folder(args, device)
     job = single(args)
@@ -156,8 +160,8 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
         if path.exists() and not path.is_dir() or path.suffix.lower() in images.WRITABLE:
             raise ValueError(f"{args.composite} is a folder, so {path} must be a folder too; give the name of a folder")
     folders = [args.composite, args.mask, *outputs]
-    if any(_same(path, other) for path in outputs for other in folders if other is not path):
-        raise ValueError(f"the folders must differ: {', '.join(map(str, folders))}; give each output a folder of its own")
+    if len({path.resolve() for path in folders}) < len(folders):
+        raise ValueError(f"the folders must differ: {', '.join(map(str, folders))}; give each a folder of its own")
     masks: dict[str, list[Path]] = {}
     for path in _pictures(args.mask):
         masks.setdefault(path.stem, []).append(path)
@@ -228,7 +232,11 @@ def read_pair(job: Job) -> tuple[images.Picture, torch.Tensor]:
 
 
 def sheet(composite: torch.Tensor, mask: torch.Tensor, harmonized: torch.Tensor, refined: torch.Tensor, args: argparse.Namespace, title: str):
-    """The comparison sheet: four pictures in a row where they are upright, two by two otherwise."""
+    """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one, whose size is
+    that of stage 1, is shown in the composite's proportions."""
+    height, width = composite.shape[-2:]
+    scale = min(1, SHEET_SIDE / max(height, width))
+    harmonized = geometry.resize(harmonized, (max(1, round(height * scale)), max(1, round(width * scale))))
     ending = "refined" if not args.no_refine else "not refined"
     panels = [
         ("composite", composite),
@@ -236,8 +244,7 @@ def sheet(composite: torch.Tensor, mask: torch.Tensor, harmonized: torch.Tensor,
         ("harmonized", harmonized),
         (ending if args.paper else f"{ending}, colours carried to the original", refined),
     ]
-    upright = composite.shape[-2] > composite.shape[-1]
-    return images.comparison_sheet([panels] if upright else [panels[:2], panels[2:]], title=title)
+    return images.comparison_sheet([panels] if height > width else [panels[:2], panels[2:]], SHEET_SIDE, title)
 
 
 def _run_engine(engine, picture: images.Picture, mask: torch.Tensor, size: tuple[int, int], job: Job, args: argparse.Namespace):
@@ -247,25 +254,32 @@ def _run_engine(engine, picture: images.Picture, mask: torch.Tensor, size: tuple
     if inference[0] * inference[1] > 4 * wanted**2:
         raise ValueError(f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square")
     try:
-        return engine(
-            picture.pixels,
-            mask,
-            resolution=args.resolution,
-            shape=args.shape,
-            steps=args.steps,
-            sampler=args.sampler,
-            seeds=[picture_seed(args.seed, job.composite.stem)],
-            output_size=size,
-            ending="paper" if args.paper else "transfer",
-            refine=not args.no_refine,
-            feather=args.feather,
-        )
+        with tqdm(unit="stage", desc=job.composite.name, leave=False, delay=1, disable=None, dynamic_ncols=True) as bar:
+            return engine(
+                picture.pixels,
+                mask,
+                resolution=args.resolution,
+                shape=args.shape,
+                steps=args.steps,
+                sampler=args.sampler,
+                seeds=[picture_seed(args.seed, job.composite.stem)],
+                output_size=size,
+                ending="paper" if args.paper else "transfer",
+                refine=not args.no_refine,
+                feather=args.feather,
+                progress=lambda done, total: _show(bar, done, total),
+            )
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         raise ValueError(
             f"{job.composite} needs more memory than there is at {inference[1]}x{inference[0]}; give a smaller --resolution or --dtype bfloat16"
         ) from error
+
+
+def _show(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
 
 
 def _load(args: argparse.Namespace, device: torch.device):

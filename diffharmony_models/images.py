@@ -23,7 +23,7 @@ LARGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
 ALPHA_FORMATS = ("PNG", "WEBP")
 
 MAX_PIXELS = 178_956_970
-"""The largest picture read, in pixels: where Pillow, too, speaks of a decompression bomb."""
+"""The largest picture read or written, in pixels: where Pillow, too, speaks of a decompression bomb."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
     """Returns the format ("PNG", "JPEG", "WEBP") that a file's name asks for. Call it before the work, not after.
 
     ValueError where the extension is none of these, the path is a folder or in no folder that can be written to, or `size`
-    (height, width) is more than the format holds.
+    (height, width) is more than the format, or MAX_PIXELS, allows.
     """
     path = Path(path)
     kind = WRITABLE.get(path.suffix.lower())
@@ -88,6 +88,8 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; give another place")
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{path}: {size[1]}x{size[0]} is too large; at most {MAX_PIXELS // 1_000_000} megapixels are written")
     if size is not None and max(size) > LARGEST_SIDE[kind]:
         raise ValueError(
             f"{path}: {size[1]}x{size[0]} is too large for {kind}, whose sides hold {LARGEST_SIDE[kind]} pixels at most; write a .png"

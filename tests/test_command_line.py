@@ -122,7 +122,7 @@ def test_the_refiner_takes_part_in_the_papers_ending(tmp_path, pair, weights):
 
 def test_seed_steps_sampler_resolution_and_shape_count(tmp_path, pair, weights):
     made = {}
-    for options in ("", "--seed 0", "--seed 1", "--steps 2", "--sampler euler", "--resolution 128", "--resolution 128 --shape square"):
+    for options in ("", "--seed 0", "--seed 1", "--steps 2", "--sampler euler", "--resolution 192", "--resolution 192 --shape square"):
         out = tmp_path / "out.png"
         assert command("harmonize", *pair, out, "--checkpoint", weights, "--paper", "--no-refine", *options.split()) == 0
         made[options] = out.read_bytes()
@@ -363,8 +363,8 @@ def in_place(change):
 
 
 BAD_INPUT = {
-    "no composite": (in_place(lambda composite, mask: composite.unlink()), "No such file"),
-    "no mask": (in_place(lambda composite, mask: mask.unlink()), "No such file"),
+    "no composite": (in_place(lambda composite, mask: composite.unlink()), "there is no such file"),
+    "no mask": (in_place(lambda composite, mask: mask.unlink()), "there is no such file"),
     "text as composite": (in_place(lambda composite, mask: composite.write_text("hello")), "not a picture"),
     "cut composite": (in_place(lambda composite, mask: composite.write_bytes(composite.read_bytes()[:999])), "damaged or cut short"),
     "cut mask": (in_place(lambda composite, mask: mask.write_bytes(mask.read_bytes()[:80])), "damaged or cut short"),
@@ -375,6 +375,7 @@ BAD_INPUT = {
     "a composite and a folder": (lambda folder, composite, mask: [composite, mask.parent, folder / "out.png"], "is a folder"),
     "folders and a file": (lambda folder, composite, mask: [composite.parent, mask.parent, folder / "out.png"], "must be a folder"),
     "results among the inputs": (lambda folder, composite, mask: [composite.parent, mask.parent, composite.parent], "must differ"),
+    "masks among the composites": (lambda folder, composite, mask: [composite.parent, composite.parent, folder / "out"], "must differ"),
     "an empty folder": (lambda folder, composite, mask: [empty(folder), mask.parent, folder / "out"], "no picture"),
     "out without extension": (lambda folder, composite, mask: [composite, mask, folder / "out"], ".png, .jpg or .webp"),
     "out of unknown extension": (lambda folder, composite, mask: [composite, mask, folder / "out.xyz"], ".png, .jpg or .webp"),
@@ -392,6 +393,7 @@ BAD_INPUT = {
     "low resolution": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--resolution", "32"], "at least 64"),
     "absurd resolution": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--resolution", "1000000"], "to 4096"),
     "odd square": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--resolution", "100", "--shape", "square"], "multiple of 64"),
+    "huge output": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--output-size", "60000x60000"], "megapixels"),
     "absurd output size": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--output-size", "0x5"], "WIDTHxHEIGHT"),
     "negative feather": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--feather", "-3"], "from 0"),
     "unknown sampler": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--sampler", "heun"], "euler_ancestral"),
