@@ -188,15 +188,17 @@ def match_histograms(source, reference, max_gain=4.0):
 def match_distribution(source, reference, max_gain=4.0, iterations=5, seed=0):
     """Iterative distribution transfer: 1-D matches along the axes of random rotations (Pitié et al. 2005).
 
-    `seed` (or a numpy Generator) draws the rotations; the first one is the identity.
+    `seed` (or a numpy Generator) draws the rotations; the first one is the identity. Gains multiply over the iterations, so
+    `max_gain` bounds the total spread as well.
     """
     rng = np.random.default_rng(seed)
     result, rotation = source, np.eye(3, dtype=F)
-    step_gain = max_gain**0.5  # gains multiply over the iterations
     for _ in range(iterations):
-        result = match_histograms(result @ rotation, reference @ rotation, step_gain) @ rotation.T
+        result = match_histograms(result @ rotation, reference @ rotation, max_gain**0.5) @ rotation.T
         rotation = np.linalg.qr(rng.standard_normal((3, 3)))[0].astype(F)
-    return result
+    centred, mean, covariance = _moments(result)
+    gain = np.sqrt(np.trace(covariance) / max(np.trace(_moments(source)[2]), 1e-12))
+    return result if gain <= max_gain else centred * F(max_gain / gain) + mean
 
 
 TRANSFERS = {

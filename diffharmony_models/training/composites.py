@@ -26,7 +26,7 @@ from .. import images
 from ..iharmony import COMPOSITES, MASKS, REALS
 from .looks import change_look
 from .regions import segment
-from .sources import Entry, digest, read_folders, read_index, side
+from .sources import Entry, digest, pick_reference, read_folders, read_index, reference_pools, side
 
 log = logging.getLogger(__name__)
 REFERENCE_SIDE = 256  # references are only looked at for their statistics
@@ -86,7 +86,7 @@ def build(args):
     for left in output.glob("*/*/.*.part"):
         left.unlink()
     tasks = plan(masked, unmasked, args)
-    pools = _pools(masked + unmasked, args)
+    pools = reference_pools(masked + unmasked, args.seed, args.test_share)
     rows, failures = [], []
     with tqdm(total=len(tasks), desc="make-composites", unit="photo", smoothing=0.05) as bar:
         for made, failed in _results(tasks, pools, args):
@@ -163,7 +163,8 @@ def plan(masked, unmasked, args):
         numbers[entry.image].append(entry)
     wanted = [(e, i) for entries in numbers.values() for i, e in enumerate(entries)]
     if args.unmasked_regions:
-        wanted += [(e, 0) for e in unmasked]
+        wanted += [(e, 0) for e in unmasked if e.image not in numbers]
+    names = _names([entry for entry, _ in wanted], args.name)
     wanted.sort(key=lambda pair: digest("draw", args.seed, pair[0].source, pair[0].key))
     taken, per_source = [], Counter()
     for entry, number in wanted:
@@ -177,48 +178,31 @@ def plan(masked, unmasked, args):
     photos = defaultdict(list)
     for entry, number in taken:
         photos[entry.image].append((number, entry))
-    names = {}
     tasks = []
     for image in sorted(photos, key=lambda image: photos[image][0][1].key):
         first = photos[image][0][1]
-        subset = _clean(args.name or first.source)
-        name = _clean(Path(image).stem)
-        if names.setdefault((subset, name), image) != image:
-            name = f"{name}-{digest(first.key) % 16**8:08x}"
         given = tuple(sorted(((n, e) for n, e in photos[image] if e.mask), key=lambda pair: pair[0]))
-        tasks.append(Task(first, name, subset, side(first, args.seed, args.test_share), given, 0 if given else args.unmasked_regions))
+        tasks.append(Task(first, *names[image], side(first, args.seed, args.test_share), given, 0 if given else args.unmasked_regions))
     return tasks
+
+
+def _names(entries, subset):
+    """{image: (name, subset)}, each pair once. Made from all entries, so that a limit raised later renames nothing."""
+    names, taken = {}, set()
+    for entry in sorted(entries, key=lambda entry: entry.key):
+        if entry.image in names:
+            continue
+        pair = _clean(Path(entry.image).stem), _clean(subset or entry.source)
+        if pair in taken:
+            pair = f"{pair[0]}-{digest(entry.key) % 16**8:08x}", pair[1]
+        taken.add(pair)
+        names[entry.image] = pair
+    return names
 
 
 def _clean(name):
     """Letters, digits and hyphens: an underscore would break <img>_<mask>_<n>."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "photo"
-
-
-def _pools(entries, args):
-    """Possible references by (side, what they share): the label, the source, or nothing. Never from the other side of the split."""
-    pools = defaultdict(list)
-    for entry in entries:
-        where = side(entry, args.seed, args.test_share)
-        if entry.mask and entry.label not in (None, "region"):
-            pools[where, "label", entry.label].append(entry)
-        if entry.mask:
-            pools[where, "source", entry.source].append(entry)
-        pools[where, "any", "mask" if entry.mask else "photo"].append(entry)
-    return dict(pools)
-
-
-def pick_reference(entry, where, pools, rng):
-    """Another scene's entry: of the same label where there is one (7 times in 10), else of the same source or any, or a photo without mask."""
-    ways = [(0.7, ("label", entry.label)), (0.4, ("source", entry.source)), (0.5, ("any", "mask")), (1.0, ("any", "photo")), (1.0, ("any", "mask"))]
-    for chance, (kind, value) in ways:
-        pool = pools.get((where, kind, value), ())
-        if rng.random() < chance and pool:
-            for _ in range(4):
-                other = pool[rng.integers(len(pool))]
-                if (other.source, other.group) != (entry.source, entry.group):
-                    return other
-    return None
 
 
 # --- making -------------------------------------------------------------------------------------------------------------------------
@@ -252,7 +236,10 @@ def _make(task):
 
 def make(task, pools, args):
     """All composites of one photo. Returns (manifest rows, reasons for what was left out); what already lies there is not made again."""
-    folder = Path(args.output) / task.subset
+    numbers = [number for number, _ in task.masks] or range(task.regions)
+    finished = [_comment(_path(task, number, n, args)) for number in numbers for n in range(1, args.per_mask + 1)]
+    if None not in finished:
+        return finished, []
     try:
         real = read_photo(task.entry.image, args.size)
     except Unusable as error:
@@ -262,8 +249,7 @@ def make(task, pools, args):
     for number, entry, mask in _foregrounds(task, real.shape[:2], picture, args, failures):
         made = 0
         for n in range(1, args.per_mask + 1):
-            stem = f"{task.name}_{number + 1}"
-            path = folder / COMPOSITES / f"{stem}_{n}.{args.format}"
+            path = _path(task, number, n, args)
             row = _comment(path)
             if row is None:
                 rng = np.random.default_rng([args.seed, digest(entry.key), number, n])
@@ -271,7 +257,7 @@ def make(task, pools, args):
                 if composite is None:
                     continue
                 row = {
-                    "composite": f"{task.subset}/{COMPOSITES}/{path.name}", "mask": f"{task.subset}/{MASKS}/{stem}.png",
+                    "composite": f"{task.subset}/{COMPOSITES}/{path.name}", "mask": f"{task.subset}/{MASKS}/{task.name}_{number + 1}.png",
                     "real": f"{task.subset}/{REALS}/{task.name}.{args.format}", "split": task.side, "subset": task.subset, "source": entry.source,
                     "group": entry.group, "label": entry.label, "licence": entry.licence, "area": round(float(mask.mean()), 4),
                     "strength": args.strength, **note,
@@ -285,6 +271,10 @@ def make(task, pools, args):
         if not made:
             failures.append(f"{entry.mask or entry.image}: no plausible change found")
     return rows, failures
+
+
+def _path(task, number, n, args):
+    return Path(args.output) / task.subset / COMPOSITES / f"{task.name}_{number + 1}_{n}.{args.format}"
 
 
 def _foregrounds(task, size, picture, args, failures):

@@ -71,14 +71,11 @@ def _blob(shape, goal, rng):
 
 
 def _enlarge(region, shape):
-    """Holes filled, the largest connected part kept, scaled up with a smooth outline."""
+    """Holes filled, scaled up with a smooth outline, the largest connected part kept."""
     from PIL import Image
     from scipy.ndimage import binary_fill_holes, gaussian_filter, label
 
     soft = gaussian_filter(binary_fill_holes(region).astype(np.float32), 0.8)
-    parts, count = label(soft > 0.5)
-    if count == 0:
-        return np.zeros(shape, bool)
-    kept = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    picture = Image.fromarray(np.where(kept, soft, np.minimum(soft, 0.49)))
-    return np.asarray(picture.resize((shape[1], shape[0]), Image.BICUBIC)) > 0.5
+    large = np.asarray(Image.fromarray(soft).resize((shape[1], shape[0]), Image.BICUBIC)) > 0.5
+    parts, count = label(large)
+    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count else large

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,3 +97,29 @@ def digest(*parts):
 def side(entry, seed, test_share):
     """"train" or "test", for the whole scene that the entry belongs to."""
     return "test" if digest("split", seed, entry.source, entry.group) < test_share * 2**64 else "train"
+
+
+def reference_pools(entries, seed, test_share):
+    """Possible references by (side, what they share): the label, the source, or nothing. Never from the other side of the split."""
+    pools = defaultdict(list)
+    for entry in entries:
+        where = side(entry, seed, test_share)
+        if entry.mask and entry.label not in (None, "region"):
+            pools[where, "label", entry.label].append(entry)
+        if entry.mask:
+            pools[where, "source", entry.source].append(entry)
+        pools[where, "any", "mask" if entry.mask else "photo"].append(entry)
+    return dict(pools)
+
+
+def pick_reference(entry, where, pools, rng):
+    """Another scene's entry: of the same label where there is one (7 times in 10), else of the same source or any, or a photo without mask."""
+    ways = [(0.7, ("label", entry.label)), (0.4, ("source", entry.source)), (0.5, ("any", "mask")), (1.0, ("any", "photo")), (1.0, ("any", "mask"))]
+    for chance, (kind, value) in ways:
+        pool = pools.get((where, kind, value), ())
+        if rng.random() < chance and pool:
+            for _ in range(4):
+                other = pool[rng.integers(len(pool))]
+                if (other.source, other.group) != (entry.source, entry.group):
+                    return other
+    return None

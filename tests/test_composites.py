@@ -1,0 +1,257 @@
+"""make-composites on small drawn photos: what is written, that only the foreground changes, and that a stopped run goes on."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffharmony_models import iharmony
+from diffharmony_models.__main__ import main
+from diffharmony_models.training import composites, looks, regions, sources
+
+HEIGHT, WIDTH = 48, 64
+
+
+def _photo(seed, height=HEIGHT, width=WIDTH):
+    """Coloured discs with some texture on a gradient: uint8 (H, W, 3), and the mask of the largest disc."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    picture = rng.uniform(0.2, 0.7, 3) + (x * rng.uniform(-0.2, 0.2) + y * rng.uniform(-0.2, 0.2))[..., None]
+    for radius in (0.1, 0.14, 0.22):
+        mask = (x - rng.uniform(0.3, 0.7)) ** 2 + (y - rng.uniform(0.2, 0.5)) ** 2 < radius**2
+        picture[mask] = rng.uniform(0.2, 0.8, 3) + 0.1 * np.sin(40 * x[mask] + 3)[:, None]
+    picture += rng.normal(0, 0.02, picture.shape)
+    return (picture.clip(0, 1) * 255).astype(np.uint8), mask
+
+
+@pytest.fixture
+def index(tmp_path):
+    """Twelve photos of six scenes with a mask each, and four photos without."""
+    (tmp_path / "in").mkdir()
+    rows, bare = [], []
+    for number in range(16):
+        picture, mask = _photo(number)
+        Image.fromarray(picture).save(tmp_path / "in" / f"photo_{number}.png")
+        if number >= 12:
+            bare.append({"image": f"photo_{number}.png", "source": "bare_ones"})
+            continue
+        Image.fromarray(mask).save(tmp_path / "in" / f"photo_{number}_m.png")
+        rows.append({
+            "image": f"photo_{number}.png", "mask": f"photo_{number}_m.png", "source": "drawn", "group": f"scene{number // 2}", "label": "disc", "licence": "CC0",
+        })  # fmt: skip
+    for name, lines in (("index.jsonl", rows), ("unmasked.jsonl", bare)):
+        (tmp_path / "in" / name).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return tmp_path / "in" / "index.jsonl"
+
+
+def _args(output, *more):
+    parser = argparse.ArgumentParser()
+    composites.add_arguments(parser)
+    return parser.parse_args([str(output), "--workers", "1", "--test-share", "0.3", "--per-mask", "2", *map(str, more)])
+
+
+def _build(output, *more):
+    return composites.build(_args(output, *more))
+
+
+def _files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _read(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_layout_split_and_background(index, tmp_path):
+    out = tmp_path / "out"
+    rows, failures = _build(out, "--index", index, "--unmasked", index.parent / "unmasked.jsonl", "--format", "png")
+    assert not failures and len(rows) == 2 * 16
+    scenes = {"train": set(), "test": set()}
+    for split in scenes:
+        triples = iharmony.pairs(out, f"IHD_{split}.txt")
+        assert triples
+        for triple in triples:
+            composite, real, mask = _read(triple.composite), _read(triple.real), np.asarray(Image.open(triple.mask))
+            assert set(np.unique(mask)) == {0, 255}
+            assert (composite[mask == 0] == real[mask == 0]).all()
+            error = ((composite - real)[mask == 255] ** 2).mean()
+            assert looks.FMSE_BAND[0] * 0.9 < error < looks.FMSE_BAND[1] * 1.1
+    manifest = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert manifest == rows
+    for row in manifest:
+        assert row["changes"] and row["kind"] in ("retouch", "transfer") and row["psnr"] > 0
+        assert row["composite"] in (out / f"IHD_{row['split']}.txt").read_text().split()
+        scenes[row["split"]].add((row["source"], row["group"]))
+    assert not scenes["train"] & scenes["test"] and len(scenes["train"] | scenes["test"]) == 6 + 4
+    assert {row["subset"] for row in rows} == {"drawn", "bare-ones"} and {row["licence"] for row in rows if row["subset"] == "drawn"} == {"CC0"}
+    real = _read(out / "drawn/real_images/photo-3.png")
+    assert (real == _read(index.parent / "photo_3.png")).all()
+
+
+def test_references_stay_on_their_side(index, tmp_path):
+    rows, _ = _build(tmp_path / "out", "--index", index)
+    lent = [row for row in rows if row["kind"] == "transfer"]
+    groups = {e.key.split("|")[0]: e for e in sources.read_index(index)}
+    assert lent
+    for row in lent:
+        assert sources.side(groups[row["reference"]], 0, 0.3) == row["split"]
+        assert groups[row["reference"]].group != row["group"]
+
+
+def test_workers_and_stops_change_nothing(index, tmp_path):
+    more = ("--index", index, "--unmasked", index.parent / "unmasked.jsonl", "--per-source-limit", 4)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    _build(whole, *more)
+    _build(stopped, *more, "--limit", 3)
+    lost = sorted(stopped.glob("*/composite_images/*.jpg"))[0]
+    lost.unlink()
+    (lost.parent / f".{lost.name}.123.part").write_bytes(b"half")
+    kept = sorted(stopped.glob("*/composite_images/*.jpg"))[0]
+    stamp = kept.stat().st_mtime_ns
+    _build(stopped, *more, "--workers", 2)
+    assert kept.stat().st_mtime_ns == stamp
+    assert _files(stopped) == _files(whole)
+
+
+def test_jpeg_keeps_the_background_nearly(index, tmp_path):
+    out = tmp_path / "out"
+    _build(out, "--index", index, "--per-mask", 1, "--name", "Mine")
+    for triple in iharmony.pairs(out, "IHD_train.txt"):
+        assert triple.subset == "Mine"
+        with Image.open(triple.composite) as file:
+            assert [layer[1:3] for layer in file.layer] == [(1, 1)] * 3
+        mask = np.asarray(Image.open(triple.mask)) > 0
+        blocks = np.kron(mask.reshape(HEIGHT // 8, 8, WIDTH // 8, 8).any((1, 3)), np.ones((8, 8), bool))
+        assert (_read(triple.composite)[~blocks] == _read(triple.real)[~blocks]).all()
+
+
+def test_folders_limits_and_size(index, tmp_path):
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    (photos / "walk").mkdir(parents=True), (masks / "walk").mkdir(parents=True)
+    for number, name in enumerate(("a_b", "walk/c", "walk/d")):
+        picture, mask = _photo(number, 96, 128)
+        Image.fromarray(picture).save(photos / f"{name}.jpg", quality=95)
+        Image.fromarray(mask).save(masks / f"{name}{'' if number else '_0'}.png")
+    Image.fromarray(np.zeros((96, 128), np.uint8)).save(masks / "a_b_1.png")
+    entries = sources.read_folders(photos, masks)
+    assert sorted(e.group for e in entries) == ["a_b", "a_b", "walk", "walk"]
+    rows, failures = _build(tmp_path / "out", "--photos", photos, "--masks", masks, "--size", 48, "--test-share", 0)
+    assert len(rows) == 6 and len(failures) == 1 and "covers 0.0%" in failures[0]
+    assert Image.open(tmp_path / "out" / rows[0]["composite"]).size == (64, 48)
+    assert rows[0]["composite"] == "own/composite_images/a-b_1_1.jpg"
+    rows, _ = _build(tmp_path / "few", "--index", index, "--unmasked", index.parent / "unmasked.jsonl", "--per-source-limit", 3)
+    assert {s: len({r["mask"] for r in rows if r["source"] == s}) for s in ("drawn", "bare_ones")} == {"drawn": 3, "bare_ones": 3}
+
+
+def test_bad_input(index, tmp_path, capsys):
+    out = tmp_path / "out"
+    (index.parent / "photo_0.png").write_bytes(b"no picture")
+    Image.new("L", (20, 60), 255).save(index.parent / "photo_2_m.png")
+    rows, failures = _build(out, "--index", index, "--per-mask", 1)
+    assert len(rows) == 10 and any("photo_0.png" in f for f in failures) and any("20x60" in f and "64x48" in f for f in failures)
+    for arguments, words in (
+        (["--index", str(index), "--seed", "1"], "was begun with"),
+        (["--index", str(tmp_path / "none.jsonl")], "no index"),
+        (["--masks", str(tmp_path)], "give either --index or --photos"),
+        (["--index", str(index), "--strength", "9"], "--strength must lie between"),
+    ):
+        assert main(["make-composites", str(out), *arguments]) == 2
+        assert words in capsys.readouterr().err
+    (index.parent / "broken.jsonl").write_text('{"image": "a.png"}\n{"mask": 1}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        sources.read_index(index.parent / "broken.jsonl")
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_change_look(with_reference):
+    picture, mask = _photo(3)
+    picture = picture.astype(np.float32) / 255
+    before = picture.copy()
+    reference = (_photo(5)[0].astype(np.float32) / 255, _photo(5)[1]) if with_reference else None
+    kinds, errors = set(), {1.0: [], 0.4: []}
+    for seed in range(14):
+        for strength, found in errors.items():
+            composite, note = looks.change_look(picture, mask, np.random.default_rng(seed), reference, strength)
+            again, _ = looks.change_look(picture, mask, np.random.default_rng(seed), reference, strength)
+            assert (picture == before).all() and (composite == again).all() and composite.dtype == np.float32
+            assert (composite[~mask] == picture[~mask]).all() and composite.min() >= 0 and composite.max() <= 1
+            error = ((composite - picture)[mask] ** 2).mean() * 255**2
+            assert error == pytest.approx(note["fmse"], rel=0.01, abs=0.1)
+            found.append(error)
+            kinds.add(note["kind"])
+    assert kinds == ({"transfer", "retouch"} if with_reference else {"retouch"})
+    assert 1000 < np.mean(errors[1.0]) < 5000 and np.mean(errors[0.4]) < 0.5 * np.mean(errors[1.0])
+
+
+def test_change_look_bad_input():
+    picture, mask = np.zeros((8, 8, 3), np.float32), np.zeros((8, 8))
+    with pytest.raises(ValueError, match="empty"):
+        looks.change_look(picture, mask, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="one size"):
+        looks.change_look(picture, mask[:4], np.random.default_rng(0))
+
+
+NOTHING = {
+    "exposure": {"ev": 0}, "white_balance": {"temperature": 0, "tint": 0}, "contrast": {"power": 1, "pivot": 0.3}, "gamma": {"power": 1},
+    "saturation": {"factor": 1}, "hue": {"degrees": 0}, "tone_curve": {"knots": [0, 0.5, 1]}, "color_matrix": {"matrix": np.eye(3)},
+    "channel_curves": {"red": [0, 0.5, 1], "green": [0, 1], "blue": [0, 1]}, "split_tone": {"shadows": [0] * 3, "highlights": [0] * 3},
+    "levels": {"black": 0, "white": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", looks.CHANGES)
+def test_each_change_can_do_nothing_and_something(name):
+    pixels = np.random.default_rng(0).uniform(0.1, 0.8, (400, 3)).astype(np.float32)
+    assert np.abs(looks.CHANGES[name](pixels, **NOTHING[name]) - pixels).max() < 2e-3
+    changed = looks.apply(pixels, [{"op": name, **looks.DRAWS[name][1](np.random.default_rng(1), 1.0)}])
+    assert changed.dtype == np.float32 and np.isfinite(changed).all() and np.abs(changed - pixels).mean() > 0.004
+
+
+def test_changes_do_what_they_say():
+    pixels = np.random.default_rng(0).uniform(0.1, 0.6, (400, 3)).astype(np.float32)
+    linear = looks.srgb_to_linear
+    assert linear(looks.exposure(pixels, 1)) == pytest.approx(2 * linear(pixels), rel=1e-3)
+    assert looks.exposure(np.ones((1, 3), np.float32), 1, shoulder=True).max() < 1
+    warm = looks.white_balance(pixels, 0.8, 0)
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    assert (warm[:, 0] > pixels[:, 0]).all() and (warm[:, 2] < pixels[:, 2]).all()
+    grey = np.full((1, 3), 0.5, np.float32)
+    assert linear(looks.white_balance(grey, 0.8, 0.2)) @ weights == pytest.approx(linear(grey) @ weights, rel=1e-3)
+    assert looks.contrast(np.full((1, 3), 0.3, np.float32), 2.0, 0.3) == pytest.approx(0.3, abs=1e-4)
+    assert looks.contrast(pixels, 2.0).std() > pixels.std() > looks.contrast(pixels, 0.5).std()
+    turned = looks.hue(pixels, 20)
+    assert turned @ looks.LUMA == pytest.approx(pixels @ looks.LUMA, abs=1e-4) and np.abs(turned - pixels).max() > 0.01
+    curved = looks.tone_curve(pixels, [0, 0.2, 0.5, 0.9])
+    assert curved[:, 0] / curved[:, 1] == pytest.approx(pixels[:, 0] / pixels[:, 1], rel=1e-3)
+
+
+def test_implausible_changes_are_seen():
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(0.2, 0.7, (500, 3)).astype(np.float32)
+
+    def verdict(changed):
+        changed = np.clip(changed, 0, 1).astype(np.float32)
+        return looks.plausible(pixels, changed, *looks.measure(pixels, changed, 4000))
+
+    assert verdict(pixels * 0.8)
+    assert not verdict(pixels)  # nothing to learn
+    assert not verdict(0.9 - pixels)  # a negative
+    assert not verdict(pixels + 0.45)  # burnt out
+    assert not verdict(np.full_like(pixels, 0.4))  # texture gone
+    assert not verdict(pixels + rng.normal(0, 0.4, pixels.shape))  # noise
+
+
+def test_regions_are_connected_and_of_fair_size():
+    from scipy.ndimage import label
+
+    found = 0
+    for seed in range(5):
+        picture = _photo(seed, 150, 200)[0].astype(np.float32) / 255
+        for mask in regions.segment(picture, np.random.default_rng(seed), 2):
+            found += 1
+            assert mask.shape == (150, 200) and mask.dtype == bool
+            assert regions.AREA[0] <= mask.mean() <= regions.AREA[1]
+            assert label(mask)[1] == 1
+    assert found >= 5
