@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-share", type=float, default=0.08, help="the --test-share given to make-composites (default %(default)s)")
     parser.add_argument("--from", dest="start", type=Path, help="checkpoint whose VAE is trained on (default: a new one)")
     parser.add_argument("--widths", type=int, nargs=4, default=(32, 32, 64, 128), help="of a new VAE, multiples of 32 (default %(default)s)")
+    parser.add_argument("--groups", type=int, default=8, help="normalisation groups of a new VAE; with one or two channels a "
+                        "group a picture's mean colour would be normalised away, so at most a quarter of the first width (default %(default)s)")
     parser.add_argument("--layers", type=int, default=1, help="residual layers a level of a new VAE (default %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of the crops, a multiple of 8 (default %(default)s)")
     parser.add_argument("--kl-weight", type=float, default=1e-6, help="weight of the KL term (default %(default)s)")
@@ -35,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/vae.safetensors (or OUTPUT/harmony_vae.safetensors)."""
     if args.size % 8:
         raise ValueError(f"--size must be a multiple of 8, got {args.size}")
+    if not args.start and (4 * args.groups > min(args.widths) or any(width % args.groups for width in args.widths)):
+        raise ValueError(f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it")
     if args.harmony:
         return _run_harmony(args)
     if not args.photos:
@@ -95,10 +99,82 @@ def _start(args):
         if part is None:
             raise ValueError(f"{args.start} holds no VAE; --from wants a checkpoint with one")
         return checkpoint.build_vae(part).float().train()
-    return AutoencoderKL(
-        block_out_channels=tuple(args.widths), layers_per_block=args.layers, latent_channels=4, scaling_factor=SCALING_FACTOR, sample_size=args.size,
+    vae = AutoencoderKL(
+        block_out_channels=tuple(args.widths), layers_per_block=args.layers, latent_channels=4, norm_num_groups=args.groups, scaling_factor=SCALING_FACTOR, sample_size=args.size,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )
+    block_means(vae)
+    return vae
+
+
+# Channels that carry red, green, blue through a new VAE, and constants ±ANCHOR in the same normalisation groups: they dominate a group's
+# variance, so that a normalisation hardly touches the colours beside them.
+COLORS, HIGH, LOW, ANCHOR = (0, 1, 4), (2, 5), (3, 6), 4.0
+LIFT = 2.0  # added before a SiLU: there it is all but linear, with slope
+SLOPE = 1.09
+
+
+@torch.no_grad()
+def block_means(vae) -> None:
+    """Starts a new VAE, in place, as the codec that keeps each 8×8 block's mean colour in its first three latents.
+
+    From random weights a small VAE spends thousands of steps on brightness alone before it finds colour, which is what harmonization
+    is about. Every residual branch begins at zero, the colours pass along the skip paths, and all the other channels are random as usual.
+    """
+    carried = [*COLORS, *HIGH, *LOW]
+
+    def pass_on(conv, kernel):
+        conv.weight[:, [*HIGH, *LOW]] = 0
+        conv.weight[carried] = 0
+        conv.bias[carried] = 0
+        for channel in carried:
+            conv.weight[channel, channel] = kernel
+
+    def anchored(conv, gain):
+        conv.weight[carried] = 0
+        conv.bias[carried] = 0
+        for source, channel in enumerate(COLORS):
+            conv.weight[channel, source, 1, 1] = gain
+        conv.bias[list(HIGH)], conv.bias[list(LOW)] = ANCHOR, -ANCHOR
+
+    center, mean = torch.zeros(3, 3), torch.zeros(3, 3)
+    center[1, 1], mean[:2, :2] = 1.0, 0.25
+    for coder in (vae.encoder, vae.decoder):
+        for name, module in coder.named_modules():
+            if name.endswith("conv2") or name.endswith("to_out.0"):
+                module.weight.zero_()
+                module.bias.zero_()
+            elif name.endswith("conv_shortcut"):
+                pass_on(module, 1.0)
+            elif name.endswith("downsamplers.0.conv"):
+                pass_on(module, mean)
+            elif name.endswith("upsamplers.0.conv"):
+                pass_on(module, center)
+        coder.conv_norm_out.bias[carried] = LIFT
+        coder.conv_out.bias.zero_()
+    lifted = LIFT * torch.sigmoid(torch.tensor(LIFT))
+    groups = vae.config.norm_num_groups
+    spread = ANCHOR * (4 * groups / vae.config.block_out_channels[-1]) ** 0.5  # a deviation of the encoder's first group
+    anchored(vae.encoder.conv_in, 1.0)
+    for latent, channel in enumerate(COLORS):
+        vae.encoder.conv_out.weight[latent] = 0
+        vae.encoder.conv_out.weight[latent, channel, 1, 1] = spread / SLOPE
+        vae.encoder.conv_out.bias[latent] = -lifted * spread / SLOPE
+    vae.quant_conv.weight.copy_(torch.eye(8)[:, :, None, None])
+    vae.quant_conv.bias.zero_()
+    vae.quant_conv.weight[4:] = 0
+    vae.quant_conv.bias[4:] = -6.0
+    vae.post_quant_conv.weight.copy_(torch.eye(4)[:, :, None, None])
+    vae.post_quant_conv.bias.zero_()
+    anchored(vae.decoder.conv_in, 1.0)
+    spread = ANCHOR * (2 * groups / vae.config.block_out_channels[0]) ** 0.5
+    high = torch.tensor(ANCHOR / spread + LIFT)
+    vae.decoder.conv_out.weight *= 0.1
+    for color, (channel, anchor) in enumerate(zip(COLORS, (HIGH[0], HIGH[0], HIGH[1]))):
+        vae.decoder.conv_out.weight[color] *= 0
+        vae.decoder.conv_out.weight[color, channel, 1, 1] = spread / SLOPE
+        vae.decoder.conv_out.weight[color, anchor, 1, 1] = -spread / SLOPE
+        vae.decoder.conv_out.bias[color] = spread / SLOPE * (high * torch.sigmoid(high) - lifted)
 
 
 @torch.no_grad()
