@@ -83,7 +83,8 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
         raise ValueError(f'Weights cannot be stored as "{dtype}"; expected one of {", ".join(_DTYPES)}.')
     if path.suffix != ".safetensors" or not path.parent.is_dir() or path.is_dir():
         raise ValueError(f"Cannot write {path}: give a name that ends in .safetensors, in a folder that exists.")
-    metadata = {"format": FORMAT, "prediction_type": checkpoint.prediction_type, "resolution": str(checkpoint.resolution)}
+    metadata = {"format": FORMAT, "prediction_type": checkpoint.prediction_type}
+    metadata["resolution"] = str(checkpoint.resolution)
     _settings(metadata, checkpoint.name)
     tensors = {}
     for kind in PARTS:
@@ -219,7 +220,7 @@ def _load(found: folders.Found) -> Part:
 
 
 def _null_text(part: Part, where: Path) -> torch.Tensor:
-    """The embedding of the empty string, [tokens, width] float32: CLIP's output for the start token, then end tokens."""
+    """The embedding of the empty string, [tokens, width] float32: CLIP's output for a start token, then end tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     try:
@@ -243,7 +244,7 @@ def _check_null_text(checkpoint: Checkpoint) -> None:
     if null_text is None:
         return
     if null_text.dim() != 2 or not parts_of.is_finite(null_text):
-        raise ValueError(f"{name}: a null text is finite and [tokens, width]; this one is not, {list(null_text.shape)}.")
+        raise ValueError(f"{name}: a null text is [tokens, width] and finite; this is not ({list(null_text.shape)}).")
     width = parts_of.facts("unet", shapes(unet.state), name)["cross_attention_dim"] if unet else null_text.shape[1]
     if width != null_text.shape[1]:
         raise ValueError(
@@ -256,7 +257,8 @@ def _settings(content: dict, where) -> tuple[str, int]:
     """Prediction type and resolution in a one-file checkpoint's metadata or a scheduler's config."""
     prediction = content.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
-        raise ValueError(f'{where}: prediction type "{prediction}" is not supported, only {" and ".join(_PREDICTIONS)}.')
+        known = " and ".join(_PREDICTIONS)
+        raise ValueError(f'{where}: prediction type "{prediction}" is not supported, only {known} are.')
     resolution = str(content.get("resolution", 1024))
     if not resolution.isdecimal() or int(resolution) < 64:
         raise ValueError(f'{where}: resolution "{resolution}" is no number of pixels, at least 64.')
@@ -272,7 +274,7 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
         strange = [key for group in sorted(set(keys) - {*PARTS, "null_text"}) for key in keys[group]]
         if strange or "null_text" in keys and keys["null_text"] != ["null_text"]:
             strange = strange or keys["null_text"]
-            raise ValueError(f"{path}: tensors that belong to no part: {', '.join(strange[:3])}. Get or convert it anew.")
+            raise ValueError(f"{path}: tensors of no part: {', '.join(strange[:3])}. Get or convert it anew.")
         prediction_type, resolution = _settings(metadata, path)
         checkpoint = Checkpoint(path.stem, prediction_type=prediction_type, resolution=resolution)
         for kind in PARTS:
@@ -292,7 +294,7 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
 
 
 def _stream(file, tensors: dict[str, tuple[torch.Tensor, torch.dtype]], metadata: dict[str, str]) -> None:
-    """Writes safetensors (8 bytes of header length, JSON header, data) with one converted tensor in memory at a time."""
+    """Writes safetensors (header length in 8 bytes, JSON header, data) one converted tensor in memory at a time."""
     order = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))
     header, end = {"__metadata__": metadata}, 0
     for name in order:

@@ -55,7 +55,7 @@ def find(path: Path) -> list[Found]:
         found = _scan(path, _DEPTH, _pipeline_above(path))
         if not found:
             raise ValueError(
-                f"{path}: nothing of DiffHarmony in this folder. Point at the unpacked folder (with base/, refinement/), "
+                f"{path}: nothing of DiffHarmony in this folder. Point at the unpacked one (with base/, refinement/), "
                 "a diffusers pipeline, one part's folder (config.json beside its weights) or one file."
             )
         if len(found) > 1 and any(each.kind == "checkpoint" for each in found):
@@ -71,8 +71,10 @@ def find(path: Path) -> list[Found]:
     config = _config(path.parent)
     kind = kind_of_config(config) if config and class_of(config) else kind_of_keys(shapes)
     if kind is None:
-        words = strangers(shapes) if kind_of_keys(shapes) is None else f"the config.json beside it is a {class_of(config)}'s"
-        raise ValueError(f"{path}: not a part of DiffHarmony. Its tensors: {words}.")
+        words = f"Its tensors: {strangers(shapes)}"
+        if kind_of_keys(shapes):
+            words = f"The config.json beside it is that of a {class_of(config)}"
+        raise ValueError(f"{path}: not a part of DiffHarmony. {words}.")
     return [Found(kind, [path], config, path, path.parent.parent, _pipeline_above(path.parent))]
 
 
@@ -90,7 +92,7 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
     if not kept:
         raise ValueError(
             f"{path}: a pipeline without unet/, as the published inverse model is (it makes composites out of real "
-            "images, it cannot harmonize). Point at the harmonizing pipeline, published as base/, or the folder of both."
+            "images, it cannot harmonize). Point at the harmonizing one, published as base/, or at the folder of both."
         )
     for folder in sorted(headless):
         log.warning("%s is a pipeline without unet/, as the inverse model is, and is left out.", folder)
@@ -106,7 +108,7 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
         near = [each for each in of_kind if each.unit == unit] or of_kind
         if kind != "unet" and len(near) > 1:
             raise ValueError(
-                f"{path} holds several parts of the kind {NAMES[kind]}: {_listed(near)}. Point at one, or move one away."
+                f"{path} holds more than one {NAMES[kind]}: {_listed(near)}. Point at one, or move one away."
             )
         if kind != "unet" and near:
             chosen[kind] = near[0]

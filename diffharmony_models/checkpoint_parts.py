@@ -6,6 +6,7 @@ tensors only; nothing in them is executed.
 
 import json
 import re
+import warnings
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def facts(kind: str, shapes: dict[str, tuple], where) -> dict:
 
     def size(key: str, axis: int) -> int:
         if len(shapes.get(key, ())) <= axis:
-            raise ValueError(f"{where}: the {NAMES[kind]} is not whole, {key} is missing or damaged. Get the weights anew.")
+            raise ValueError(f"{where}: the {NAMES[kind]} is not whole, {key} is missing. Get the weights anew.")
         return shapes[key][axis]
 
     if kind == "text_encoder":
@@ -197,13 +198,15 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
         with opened(path) as file:
             return {key: file.get_tensor(key) for key in file.keys()}
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of the pickle; the error below says what matters
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
-            f"{path}: cannot be read as plain tensors: it is damaged, or a pickle that wants to run code (nothing of it "
-            "was executed). Get the .safetensors version, or the file again."
+            f"{path}: cannot be read as plain tensors: it is damaged, or a pickle that wants to run code (nothing "
+            "of it was executed). Get the .safetensors version, or the file again."
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -226,7 +229,7 @@ def parse_json(text: bytes | str, where) -> dict:
     """A JSON object. where: named in the ValueError for anything else."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: damaged, not JSON ({line(error)}). Get it again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected a JSON object, found a {type(content).__name__}. Get it again.")
@@ -239,12 +242,13 @@ def line(error: Exception) -> str:
 
 
 def _modern(key: str, kind: str) -> str:
-    """The attention of VAE and refiner had other names in earlier diffusers (`sd-vae-ft-mse` has them), and so had CLIP."""
+    """Today's name of a tensor: earlier diffusers had others for attention in VAEs (`sd-vae-ft-mse`) and refiners."""
     if kind == "text_encoder":
         return key.removeprefix("text_model.")
     if kind == "unet":
         return key
-    return re.sub(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)\.", lambda m: m[1] + _OLD_ATTENTION[m[2]] + ".", key)
+    old = re.search(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", key) if ".attentions." in key else None
+    return key[: old.start()] + _OLD_ATTENTION[old[1]] + key[old.end() :] if old else key
 
 
 def _inferred(kind: str, found: dict, where) -> dict:
