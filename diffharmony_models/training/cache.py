@@ -58,17 +58,18 @@ def _metadata(path: Path) -> dict:
 def _write(path: Path, samples, args, repeats: int, make: Callable, dtype: torch.dtype, made_of: dict[str, str]) -> None:
     """Each process makes its share, the first one writes the file: beside first, then renamed."""
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    state = PartialState()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     path.parent.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
         for left in path.parent.glob(f"{path.name}.*.part"):  # by a run that was killed
             left.unlink()
     state.wait_for_everyone()
     mine = range(state.process_index, len(samples) * repeats, state.num_processes)
-    loader = DataLoader(_Repeated(samples, args.seed, mine), batch_size=16, num_workers=args.workers)
+    loader = DataLoader(_Repeated(samples, args.seed, mine), batch_size=8, num_workers=args.workers)
     kept: dict[str, list[torch.Tensor]] = {}
     for batch in tqdm(loader, desc=f"making {path.name}", disable=not state.is_main_process):
         seeds = batch.pop("position").tolist()

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", type=Path, help="checkpoint that brings the VAE where --from has none, or another one")
     parser.add_argument("--widths", type=int, nargs=4, default=(32, 64, 128, 256), help="of a new UNet, multiples of 32 (default %(default)s)")
     parser.add_argument("--layers", type=int, default=1, help="residual layers a level of a new UNet (default %(default)s)")
+    parser.add_argument("--groups", type=int, default=8, help="normalisation groups of a new UNet; with few channels a group absolute colours are "
+                        "normalised away (default %(default)s)")
     parser.add_argument("--heads", type=int, default=8, help="attention heads of a new UNet (default %(default)s)")
     parser.add_argument("--top-attention", action="store_true", help="a new UNet attends on its first level too, as SD 1.5 does (slow on a CPU)")
     parser.add_argument("--null-text", type=int, nargs=2, default=(8, 64), metavar=("TOKENS", "WIDTH"), help="shape of a new null text (default %(default)s)")
@@ -108,22 +110,24 @@ class Objective:
         def normal():
             return torch.randn(real.shape, generator=generator, device=device)
 
-        def predict(x, sigma, timesteps):
-            return model(torch.cat([x / (sigma**2 + 1).sqrt(), condition], dim=1), timesteps, encoder_hidden_states=text).sample.float()
+        def predict(x, sigma, timesteps, chosen=slice(None)):
+            scaled = torch.cat([x / (sigma**2 + 1).sqrt(), condition[chosen]], dim=1)
+            return model(scaled, timesteps, encoder_hidden_states=text[chosen]).sample.float()
 
         own = uniform(len(real)) < self.sampler_share
         place = (uniform(len(real)) * len(self.own_timesteps)).long()
         drawn = (uniform(len(real)) * 1000).floor()
         timesteps = torch.where(own, self.own_timesteps.to(device)[place], drawn)
         sigma = self.sigma(timesteps)[:, None, None, None]
-        start, first_noise, noise = real, normal(), normal()
-        if own.any():
-            top = torch.full_like(timesteps, 999.0)
+        start, first_noise, noise = real.clone(), normal(), normal()
+        first = own & (timesteps == 999)
+        start[first] = 0
+        if (chosen := own & ~first).any():
+            top = torch.full_like(timesteps[chosen], 999.0)
             highest = self.sigma(top)[:, None, None, None]
             with torch.no_grad():
-                x = first_noise * highest
-                estimate = sampling.denoised(x, predict(x, highest, top), highest, self.prediction_type)
-            start = torch.where(own[:, None, None, None], torch.where(sigma < highest, estimate, torch.zeros_like(real)), real)
+                x = first_noise[chosen] * highest
+                start[chosen] = sampling.denoised(x, predict(x, highest, top, chosen), highest, self.prediction_type)
         x = start + sigma * noise
         if self.prediction_type == "epsilon":
             target = (x - real) / sigma
@@ -195,7 +199,7 @@ def _new_unet(args) -> checkpoint.Part:
     top = "CrossAttn" if args.top_attention else ""
     unet = UNet2DConditionModel(
         sample_size=args.size // 8, in_channels=9, out_channels=4, block_out_channels=tuple(args.widths), layers_per_block=args.layers,
-        attention_head_dim=args.heads, cross_attention_dim=args.null_text[1],
+        attention_head_dim=args.heads, norm_num_groups=args.groups, cross_attention_dim=args.null_text[1],
         down_block_types=(f"{top}DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", f"{top}UpBlock2D"),
     )
