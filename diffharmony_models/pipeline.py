@@ -193,6 +193,23 @@ class DiffHarmony:
             out.append(self._decode(latents, composite, mask, harmony_vae, draw))
         return out[0]
 
+    def finish(
+        self,
+        harmonized: torch.Tensor,
+        composite: torch.Tensor,
+        mask: torch.Tensor,
+        *,
+        ending: str = "transfer",
+        refine: bool = True,
+        feather: int = 0,
+    ) -> torch.Tensor:
+        """The last stage alone: a decoded image [B, 3, h, w] to the final one at the composite's size, [B, 3, H, W].
+
+        Arguments as for a call, which resizes composite and mask to the output size before this."""
+        with _inference() as out:
+            out.append(self._finish(harmonized, *geometry.match(composite, mask), ending, refine, feather))
+        return out[0]
+
     def __call__(
         self,
         composite: torch.Tensor,
@@ -226,12 +243,9 @@ class DiffHarmony:
         0.5, comes back whole, and no network runs for it. Raises ValueError for sizes that differ, for a part that the
         checkpoint lacks and for NaN in what the weights make.
         """
-        if ending not in ENDINGS:
-            raise ValueError(f'Unknown ending "{ending}"; expected one of {", ".join(ENDINGS)}.')
+        self._check_ending(ending, refine)
         if harmony_vae is None:
             harmony_vae = self.harmony_vae is not None and (ending == "transfer" or self.vae is None)
-        if refine:
-            self._need("refiner")
         composite, mask = geometry.match(composite, mask)
         size = self._size(composite, resolution, shape)
         keep = (~geometry.is_empty(mask)).nonzero().flatten().tolist()
@@ -335,6 +349,7 @@ class DiffHarmony:
         feather: int,
     ) -> torch.Tensor:
         """From the decoded image at the inference size to the final one at the composite's."""
+        self._check_ending(ending, refine)
         size = composite.shape[-2:] if ending == "paper" else self._refining_size(harmonized) if refine else None
         if size is not None:
             harmonized = geometry.resize(harmonized, size)
@@ -348,6 +363,12 @@ class DiffHarmony:
         from .transfer import transfer
 
         return transfer(harmonized, composite, mask, feather=feather)
+
+    def _check_ending(self, ending: str, refine: bool) -> None:
+        if ending not in ENDINGS:
+            raise ValueError(f'Unknown ending "{ending}"; expected one of {", ".join(ENDINGS)}.')
+        if refine:
+            self._need("refiner")
 
     def _refining_size(self, harmonized: torch.Tensor) -> tuple[int, int]:
         height, width = harmonized.shape[-2:]
