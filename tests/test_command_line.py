@@ -440,7 +440,7 @@ def test_a_refused_write_leaves_nothing(tmp_path, pair, weights, capsys):
 def test_convert_says_what_it_found(tmp_path, weights, capsys):
     assert command("convert", weights, tmp_path / "half.safetensors", "--dtype", "fp16") == 0
     text = capsys.readouterr().out
-    assert "resolution 64" in text and "float16" in text and "9 input channels" in text and "MB" in text
+    assert all(word in text for word in ("resolution 64", "float16", "9 channels", "8/8/8/8", "MB"))
     assert {tensor.dtype for key, tensor in load_file(tmp_path / "half.safetensors").items() if key != "null_text"} == {torch.float16}
 
 
@@ -490,7 +490,7 @@ def test_interruption_is_130(capsys, pair, tmp_path, weights, monkeypatch):
 def python(*argv, cwd: Path) -> subprocess.CompletedProcess:
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run([sys.executable, *map(str, argv)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *map(str, argv)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def test_the_program_harmonizes_and_says_only_that(tmp_path, pair, weights):
