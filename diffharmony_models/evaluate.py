@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--ending", choices=[*ENDINGS, "both"], default="both", help="which ending is scored (%(default)s)")
     run.add_argument("--no-refine", action="store_true", help="leave the refinement out")
     run.add_argument("--resolution", metavar="R", type=resolution, default=0, help="stage 1's resolution (0: the checkpoint's own)")
-    run.add_argument("--native-size", action="store_true", help="harmonize the picture at its own size and scale the result down, not the composite")
+    run.add_argument("--native-size", action="store_true", help="harmonize at the picture's own size, scale the result down")
     run.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (%(default)s)")
     run.add_argument("--sampler", choices=["euler_ancestral", "euler"], default="euler_ancestral", help="(%(default)s)")
-    run.add_argument("--seed", metavar="N", type=seed, default=0, help="with the picture's name, decides its noise, as in `harmonize` (%(default)s)")
+    run.add_argument("--seed", metavar="N", type=seed, default=0, help="with the picture's name, decides its noise (%(default)s)")
     run.add_argument("--batch-size", metavar="N", type=int, default=1, help="pictures harmonized at once (%(default)s)")
     run.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (the best there is)")
     run.add_argument("--dtype", metavar="T", type=dtype, help="float32, bfloat16 or float16 (what suits the device)")
@@ -77,13 +77,13 @@ def run(args: argparse.Namespace) -> int:
 
     source = _Pictures(args.outputs, triples) if args.outputs else _Engine(args)
     report = Report([*BASELINES, *source.methods], ranked_by=source.methods[0])
-    numbered = list(enumerate(zip(entries, triples)))
-    with tqdm(total=len(numbered), desc="evaluate", unit="pair") as progress:
-        for start in range(0, len(numbered), source.batch_size):
-            batch = list(_load(numbered[start : start + source.batch_size], report))
+    listed = list(zip(entries, triples))
+    with tqdm(total=len(listed), desc="evaluate", unit="pair") as progress:
+        for start in range(0, len(listed), source.batch_size):
+            batch = list(_load(listed[start : start + source.batch_size], report))
             for pair, results in zip(batch, source.results(batch)):
                 _score(pair, {**_baselines(pair), **results}, report, args.own_background)
-            progress.update(min(source.batch_size, len(numbered) - start))
+            progress.update(min(source.batch_size, len(listed) - start))
     place = "its own background" if args.own_background else "the real background"
     report.write(args.results, f"{args.list}, {len(triples)} pairs; {source.about}. At 256×256, 8 bits; the foreground on {place}. "
                  "Averages over pictures; `missing` ones could not be scored and are in no average.")  # fmt: skip
@@ -101,9 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair as it is scored. Images B3HW in [0, 1] in steps of 1/255, masks B1HW in {0, 1}; `index` is its place in the list."""
+    """One pair as it is scored. Images B3HW in [0, 1] in steps of 1/255, masks B1HW in {0, 1}."""
 
-    index: int
     entry: str
     triple: Triple
     composite: torch.Tensor
@@ -153,15 +152,15 @@ def score(pair: Pair, result: torch.Tensor, method: str, own_background: bool = 
     return Score(pair.entry, pair.triple.subset, pair.share, method, *(value.item() for value in values)), picture
 
 
-def _load(batch: Sequence[tuple[int, tuple[str, Triple]]], report: Report) -> Iterator[Pair]:
+def _load(batch: Sequence[tuple[str, Triple]], report: Report) -> Iterator[Pair]:
     """The pairs that can be read; the others go into the report as missing for all methods."""
-    for index, (entry, triple) in batch:
+    for entry, triple in batch:
         try:
             mask = geometry.binarize(geometry.resize(images.read_mask(triple.mask), SIZE))
             if geometry.is_empty(mask).any():
                 raise ValueError(f"{triple.mask} has no foreground at {SIZE[1]}x{SIZE[0]}")
             composite, real = (prepared(images.read_image(path).pixels) for path in (triple.composite, triple.real))
-            yield Pair(index, entry, triple, composite, mask, real)
+            yield Pair(entry, triple, composite, mask, real)
         except (ValueError, OSError) as error:
             for method in report.methods:
                 report.missing.append(Missing(entry, triple.subset, None, method, in_words(error)))
@@ -271,19 +270,19 @@ class _Engine:
 
     def _run(self, batch: Sequence[Pair]) -> list[dict[str, torch.Tensor]]:
         composite, mask = self._inputs(batch)
-        seeds = [picture_seed(self._args.seed, pair.triple.composite.stem) for pair in batch]
-        engine, decoded, finished = self._engine, {}, {}
-        for ending in self.methods:
-            # As the engine's own call chooses. Both endings share one diffusion unless they decode by different VAEs.
-            harmony_vae = engine.harmony_vae is not None and (ending == "transfer" or engine.vae is None)
-            if harmony_vae not in decoded:
-                latents = engine.harmonize_latents(
-                    composite, mask, resolution=self._args.resolution, steps=self._args.steps, sampler=self._args.sampler,
-                    seeds=seeds, harmony_vae=harmony_vae,
-                )  # fmt: skip
-                decoded[harmony_vae] = engine.decode(latents, composite, mask, harmony_vae).to(composite.device)
+        refine = not self._args.no_refine
+        options = {
+            "resolution": self._args.resolution,
+            "steps": self._args.steps,
+            "sampler": self._args.sampler,
+            "seeds": [picture_seed(self._args.seed, pair.triple.composite.stem) for pair in batch],
+        }
+        if len(self.methods) == 1 or self._engine.harmony_vae is not None:  # with a Harmony-VAE the endings decode by different VAEs
+            finished = {ending: self._engine(composite, mask, ending=ending, refine=refine, **options).refined for ending in self.methods}
+        else:
+            decoded = self._engine.decode(self._engine.harmonize_latents(composite, mask, **options)).to(composite.device)
             with torch.inference_mode():
-                finished[ending] = engine._finish(decoded[harmony_vae], composite, mask, ending, not self._args.no_refine, 0)
+                finished = {ending: self._engine._finish(decoded, composite, mask, ending, refine, 0) for ending in self.methods}
         return [{ending: result[index : index + 1] for ending, result in finished.items()} for index in range(len(batch))]
 
     def _inputs(self, batch: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,16 +61,19 @@ def _find_list(root: Path, list_file: Path) -> Path:
         if path.is_file():
             return path
     there = sorted(entry.name for entry in root.glob("*.txt"))
-    raise ValueError(f"No list {list_file} in {root}, nor as a path of its own; lists there: {', '.join(there) or 'none'}. Name one that exists")
+    lists = ", ".join(there) or "none"
+    raise ValueError(f"No list {list_file} in {root}, nor as a path of its own; lists there: {lists}. Name one that exists")
 
 
 def _triple(root: Path, entry: str, where: str) -> Triple:
     relative = PurePosixPath(entry.replace("\\", "/"))
     names = relative.stem.rsplit("_", 2)
     if relative.is_absolute() or ".." in relative.parts or len(relative.parts) < 2 or relative.parts[-2] != COMPOSITES:
-        raise ValueError(f"{where}: {entry!r} is no composite of the data set; expected a path from its root like HCOCO/{COMPOSITES}/c100_1_1.jpg")
+        expected = f"a path from the data set's root like HCOCO/{COMPOSITES}/c100_1_1.jpg"
+        raise ValueError(f"{where}: {entry!r} is no composite of the data set; expected {expected}")
     if len(names) != 3 or not all(names) or not relative.suffix:
-        raise ValueError(f"{where}: cannot tell mask and real picture of {entry!r}; expected a name like <img>_<mask>_<n>.jpg (c100_1_1.jpg)")
+        expected = "a name like <img>_<mask>_<n>.jpg (c100_1_1.jpg)"
+        raise ValueError(f"{where}: cannot tell mask and real picture of {entry!r}; expected {expected}")
     image, mask, _ = names
     folder = root.joinpath(*relative.parts[:-2])
     subset = relative.parts[0] if len(relative.parts) > 2 else root.resolve().name

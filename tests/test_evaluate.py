@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffharmony_models import evaluate, images, iharmony, report
+from diffharmony_models import checkpoint, evaluate, geometry, harmonize, images, iharmony, pipeline, report
+from diffharmony_models.harmony_vae import HarmonyVAE
+from diffharmony_models.refiner import Refiner
 
 SHARES = {"First/composite_images/a_1_1.png": 0.04, "First/composite_images/a_2_1.png": 0.25, "Second/composite_images/b_x_1_7.png": 0.0625}
 
@@ -57,9 +59,17 @@ def perfect_outputs(root):
     return folder
 
 
-def table(path):
-    with open(path, newline="") as file:
-        return {tuple(row.values())[:2]: row for row in csv.DictReader(file)}
+def untouched_outputs(dataset):
+    folder = dataset.parent / "made"
+    for entry in SHARES:
+        save(folder / (dataset / entry).name, np.asarray(Image.open(dataset / entry)))
+    return folder
+
+
+def table(path, key=None):
+    """The rows of a CSV file by two of their columns (the first two)."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return {tuple(row[name] for name in key) if key else tuple(row.values())[:2]: row for row in csv.DictReader(file)}
 
 
 def test_pairs_of_a_list(dataset):
@@ -117,13 +127,10 @@ def test_tables_of_perfect_outputs(dataset, caplog):
     by_share = table(results / "by_share.csv")
     assert [by_share[name, "outputs"]["images"] for name in ("0–5 %", "5–15 %", "15–100 %", "all")] == ["1", "1", "1", "3"]
 
-    rows = table(results / "images.csv")
-    assert set(entry for entry, _ in rows) == set(SHARES)
-    scores = {}
-    with open(results / "images.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            scores[row["composite"], row["method"]] = row
-            assert float(row["share"]) == pytest.approx(SHARES[row["composite"]], rel=0.05)
+    scores = table(results / "images.csv", ("composite", "method"))
+    assert set(entry for entry, _ in scores) == set(SHARES) and len(scores) == 9
+    for (entry, _), row in scores.items():
+        assert float(row["share"]) == pytest.approx(SHARES[entry], rel=0.05)
     mean = sum(float(scores[entry, "composite"]["psnr"]) for entry in SHARES) / 3
     assert float(by_subset["all", "composite"]["psnr"]) == pytest.approx(mean, abs=1e-4)  # of the pictures, not of the subsets
 
@@ -153,7 +160,7 @@ def test_a_missing_output_is_counted_and_named(dataset, caplog):
 def test_a_missing_input_is_missing_for_every_method(dataset, caplog):
     (dataset / "Second" / "real_images" / "b_x.png").unlink()
     (dataset / "First" / "masks" / "a_2.png").write_bytes(b"")
-    code, results = evaluated(dataset, "--outputs", perfect_outputs_of(dataset))
+    code, results = evaluated(dataset, "--outputs", untouched_outputs(dataset))
     assert code == 2
     assert "b_x.jpg" in caplog.text and "a_2.png" in caplog.text
     by_subset = table(results / "by_subset.csv")
@@ -161,16 +168,9 @@ def test_a_missing_input_is_missing_for_every_method(dataset, caplog):
     assert {by_subset["all", m]["images"] for m in ("composite", "reinhard", "outputs")} == {"1"}
 
 
-def perfect_outputs_of(dataset):
-    folder = dataset.parent / "made"
-    for entry in SHARES:
-        save(folder / (dataset / entry).name, np.asarray(Image.open(dataset / entry)))
-    return folder
-
-
 def test_the_foreground_is_put_on_the_real_background(dataset):
     """Composites handed in as results: the first subset's background is off by 3, which counts only with --own-background."""
-    folder = perfect_outputs_of(dataset)
+    folder = untouched_outputs(dataset)
     _, results = evaluated(dataset, "--outputs", folder)
     pasted = table(results / "by_subset.csv")["First", "outputs"]
     assert {k: pasted[k] for k in report.MEASURES} == {k: table(results / "by_subset.csv")["First", "composite"][k] for k in report.MEASURES}
@@ -187,7 +187,7 @@ def test_results_are_rounded_to_eight_bits(dataset):
     real = evaluate.prepared(images.read_image(triple.real).pixels)
     mask = torch.zeros(1, 1, 256, 256)
     mask[..., :64, :64] = 1
-    pair = evaluate.Pair(0, "a", triple, real, mask, real)
+    pair = evaluate.Pair("a", triple, real, mask, real)
     assert evaluate.score(pair, (real + 0.4 / 255).clamp(0, 1), "x")[0].fmse == 0
     value, picture = evaluate.score(pair, (real + 0.6 / 255).clamp(0, 1), "x")
     assert value.fmse == pytest.approx(1)
@@ -229,3 +229,99 @@ def test_bad_options(dataset):
 def test_limit_takes_the_first_pairs(dataset):
     _, results = evaluated(dataset, "--outputs", perfect_outputs(dataset), "--limit", 1)
     assert table(results / "by_subset.csv")["all", "outputs"]["images"] == "1"
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """A whole DiffHarmony with random weights at the smallest widths, working at 64."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        in_channels=9, out_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, attention_head_dim=2,
+        cross_attention_dim=8, norm_num_groups=4, sample_size=8,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=1, latent_channels=4, norm_num_groups=4, scaling_factor=0.18215,
+    )  # fmt: skip
+    refiner = Refiner(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
+    modules = {"unet": unet, "vae": vae, "refiner": refiner, "harmony_vae": HarmonyVAE.from_vae(vae)}
+    return {name: checkpoint.part_from(module) for name, module in modules.items()}
+
+
+@pytest.fixture
+def weights(parts, tmp_path):
+    def write(**changes):
+        path = tmp_path / "tiny.safetensors"
+        held = {**parts, "harmony_vae": None, "null_text": torch.ones(2, 8), "resolution": 64, **changes}
+        checkpoint.write(checkpoint.Checkpoint("tiny", **held), path)
+        return path
+
+    return write
+
+
+def test_a_checkpoint_scores_as_the_pictures_that_it_makes(dataset, weights):
+    """Both endings from one diffusion, in a batch, are what the engine's own call makes of each picture alone."""
+    path = weights()
+    options = ["--limit", 2, "--seed", 7, "--steps", 2, "--batch-size", 2, "--dtype", "float32"]
+    code, results = evaluated(dataset, "--checkpoint", path, *options)
+    assert code == 0
+    rows = table(results / "images.csv", ("composite", "method"))
+    engine = pipeline.DiffHarmony.from_checkpoint(checkpoint.read(path), dtype=torch.float32)
+    for triple, entry in zip(iharmony.pairs(dataset, "IHD_test.txt")[:2], SHARES):
+        composite, real = (evaluate.prepared(images.read_image(file).pixels) for file in (triple.composite, triple.real))
+        mask = geometry.binarize(geometry.resize(images.read_mask(triple.mask), (256, 256)))
+        pair = evaluate.Pair(entry, triple, composite, mask, real)
+        for ending in ("transfer", "paper"):
+            seeds = [harmonize.picture_seed(7, triple.composite.stem)]
+            refined = engine(composite, mask, steps=2, seeds=seeds, ending=ending).refined
+            alone = evaluate.score(pair, refined, ending)[0]
+            for measure in report.MEASURES:
+                assert float(rows[entry, ending][measure]) == pytest.approx(getattr(alone, measure), rel=1e-3)
+        assert rows[entry, "transfer"]["psnr"] != rows[entry, "paper"]["psnr"]
+    assert "checkpoint tiny, resolution 64, 2 steps of euler_ancestral, seed 7" in (results / "by_subset.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("harmony_vae", "runs"), [(False, 1), (True, 2)])
+def test_both_endings_share_one_diffusion(dataset, parts, weights, harmony_vae, runs, monkeypatch):
+    """Two only where the endings decode by different VAEs, and so start from different latents."""
+    path = weights(harmony_vae=parts["harmony_vae"] if harmony_vae else None)
+    sizes, build = [], checkpoint.build_unet
+
+    def counted(part):
+        unet = build(part)
+        unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+        return unet
+
+    monkeypatch.setattr(checkpoint, "build_unet", counted)
+    evaluated(dataset, "--checkpoint", path, "--limit", 1, "--steps", 3, "--no-refine", "--resolution", 128)
+    assert len(sizes) == 2 + 3 * runs  # two of one step try the checkpoint, an ending each
+
+
+def test_native_size_harmonizes_the_file_itself(dataset, weights):
+    _, results = evaluated(dataset, "--checkpoint", weights(), "--ending", "paper", "--steps", 1, "--batch-size", 2)
+    at_256 = table(results / "by_subset.csv")["all", "paper"]
+    code, results = evaluated(dataset, "--checkpoint", weights(), "--ending", "paper", "--steps", 1, "--batch-size", 2, "--native-size")
+    assert code == 0
+    native = table(results / "by_subset.csv")["all", "paper"]
+    assert native["images"] == "3" and native["psnr"] != at_256["psnr"]
+
+
+def test_a_checkpoint_that_cannot_harmonize_is_told_at_once(dataset, parts, weights):
+    with pytest.raises(ValueError, match="refiner.*--no-refine"):
+        evaluated(dataset, "--checkpoint", weights(refiner=None), "--ending", "paper")
+    state = {name: torch.full_like(tensor, math.nan) for name, tensor in parts["unet"].state.items()}
+    with pytest.raises(ValueError, match="NaN"):
+        evaluated(dataset, "--checkpoint", weights(unet=checkpoint.Part(parts["unet"].config, state)), "--ending", "paper")
+    assert not (dataset.parent / "results" / "by_subset.csv").exists()
+
+
+def test_a_picture_that_fails_fails_alone(dataset, weights, caplog):
+    """At its own size a mask of another size is an error; the others of the list are scored."""
+    save(dataset / "First" / "masks" / "a_1.png", np.full((64, 64), 255, np.uint8))
+    code, results = evaluated(dataset, "--checkpoint", weights(), "--ending", "paper", "--steps", 1, "--native-size")
+    assert code == 2 and "a_1_1.png (paper)" in caplog.text
+    by_subset = table(results / "by_subset.csv")
+    assert (by_subset["all", "paper"]["images"], by_subset["all", "paper"]["missing"]) == ("2", "1")
+    assert by_subset["all", "composite"]["missing"] == "0"
