@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss", choices=("foreground", "plain"), default="foreground", help="MSE over the foreground, as published, or over everything")
     parser.add_argument("--background-weight", type=float, default=0.0, help="with the foreground loss: what the background's error counts; a UNet from "
                         "nothing needs some, or it leaves noise there that the decoder smears over the edge (default %(default)s, as published)")
+    parser.add_argument("--color-weight", type=float, default=0.0, help="what the squared error of the foreground's mean counts beside that of each latent; "
+                        "the mean is its colour as a whole, which a short training finds last (default %(default)s, as published)")
     parser.add_argument("--sampler-share", type=float, default=0.0, help="share of the samples that are trained where the 5-step sampler "
                         "goes: at its timesteps, from the model's own first estimate instead of the real picture (default %(default)s, as published)")
     parser.add_argument("--cache-latents", type=int, default=0, metavar="K", help="encode every pair K times before training, each time with another "
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         samples = cache.Cached(args.output / "latents.safetensors", pairs, args, args.cache_latents, lambda batch, seeds: encode(vae, batch, None),
                                torch.float16, {"vae": cache.fingerprint(vae), "limit": str(args.limit)})
     null_text = start.null_text.float()
-    objective = Objective(start.prediction_type, args.loss, args.sampler_share, null_text, args.background_weight)
+    objective = Objective(start.prediction_type, args.loss, args.sampler_share, null_text, args.background_weight, args.color_weight)
 
     def loss(model, batch, generator):
         if not args.cache_latents:
@@ -91,8 +93,9 @@ class Objective:
     picture may have been, not one draw of it: fewer steps' worth of error add up, and the PSNR of five steps rises.
     """
 
-    def __init__(self, prediction_type: str, kind: str, sampler_share: float, null_text: torch.Tensor, background_weight: float = 0.0):
-        self.background_weight = background_weight
+    def __init__(self, prediction_type: str, kind: str, sampler_share: float, null_text: torch.Tensor, background_weight: float = 0.0,
+                 color_weight: float = 0.0):
+        self.background_weight, self.color_weight = background_weight, color_weight
         self.prediction_type, self.kind, self.sampler_share, self.null_text = prediction_type, kind, sampler_share, null_text
         _, table = sampling.schedule(1000)
         self.sigmas = table[:-1].flip(0)  # by timestep, 0 to 999
@@ -140,6 +143,9 @@ class Objective:
         each = error.mean(dim=(1, 2, 3))
         if self.kind == "foreground":
             each = each * foreground_weight(mask)
+        if self.color_weight:
+            mean = (mask * (prediction - target)).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)).clamp(min=1)
+            each = each + self.color_weight * mean.square().mean(dim=1)
         estimate_error = (mask * (sampling.denoised(x, prediction, sigma, self.prediction_type) - real)).detach().square().sum(dim=(1, 2, 3))
         per_pixel = estimate_error / (4 * mask.sum(dim=(1, 2, 3)).clamp(min=1))
         numbers = {f"error_{name}": per_pixel[chosen].mean().item() for name, chosen in (("own", own), ("first", timesteps > 998.5)) if chosen.any()}

@@ -18,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="iHarmony4-shaped data set")
     parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="list in the data set (default %(default)s)")
     parser.add_argument("--from", dest="start", type=Path, required=True, help="checkpoint with stage 1 (kept as it is); its refiner, if any, is trained on")
-    parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 256), help="of a new refiner, multiples of 32 (default %(default)s, small)")
+    parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 256), help="of a new refiner, multiples of --groups (default %(default)s, small)")
     parser.add_argument("--layers", type=int, default=2, help="residual layers a level of a new refiner (default %(default)s)")
+    parser.add_argument("--groups", type=int, default=32, help="normalisation groups of a new refiner; every width is a multiple of it (default %(default)s)")
     parser.add_argument("--in-channels", type=int, choices=sorted(INPUTS), default=7, help="7: harmonized, mask, composite; 4: without the composite; 3: harmonized")
     parser.add_argument("--size", type=int, default=256, help="resolution of the refinement (default %(default)s)")
     parser.add_argument("--resolution", type=int, default=0, help="resolution of stage 1 (default: the checkpoint's own)")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     if start.refiner is not None:
         refiner = checkpoint.build_refiner(start.refiner).float()
     else:
-        refiner = Refiner(in_channels=args.in_channels, block_out_channels=tuple(args.widths), layers_per_block=args.layers)
+        refiner = Refiner(in_channels=args.in_channels, block_out_channels=tuple(args.widths), layers_per_block=args.layers, norm_num_groups=args.groups)
     pairs = data.Pairs(args.dataset, args.list, args.size, limit=args.limit)
 
     def harmonize(batch, seeds):
