@@ -281,8 +281,7 @@ class _Engine:
             finished = {ending: self._engine(composite, mask, ending=ending, refine=refine, **options).refined for ending in self.methods}
         else:
             decoded = self._engine.decode(self._engine.harmonize_latents(composite, mask, **options)).to(composite.device)
-            with torch.inference_mode():
-                finished = {ending: self._engine._finish(decoded, composite, mask, ending, refine, 0) for ending in self.methods}
+            finished = {ending: self._engine.finish(decoded, composite, mask, ending=ending, refine=refine) for ending in self.methods}
         return [{ending: result[index : index + 1] for ending, result in finished.items()} for index in range(len(batch))]
 
     def _inputs(self, batch: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
