@@ -1,0 +1,445 @@
+"""The `benchmark` command: time and memory on this machine, as Markdown tables.
+
+Three parts: the demo command from start to file; full-size SD 1.5 inpainting weights (random ones) through our pipeline and through
+a plain diffusers loop in the same run; and importing the package. Each figure is of a process of its own, started for it, so that
+neither memory nor warmth is handed on. MB are 10⁶ bytes.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import __version__, images, metrics
+from .harmonize import dtype, find_device, steps
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("demo", "full", "import")
+DEMO_SECONDS, DEMO_MB = 20, 1500  # the bounds, on two CPU cores
+IMPORT_SECONDS = 3
+UNET_WIDTHS, VAE_WIDTHS = (320, 640, 1280, 1280), (128, 256, 512, 512)  # SD 1.5
+TOKENS, TEXT_WIDTH = 77, 768
+EQUAL = 200.0  # dB that stand for pictures without any difference
+HEAVY = ("diffusers", "transformers", "accelerate", "torch")
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+# Runs a command and notes its time and memory. A process of its own, and a small one: on Linux a new process starts with the peak
+# memory of the one that started it. ru_maxrss is in bytes on macOS, in kilobytes elsewhere; Windows has none.
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.monotonic()
+child = subprocess.Popen(sys.argv[2:])
+if hasattr(os, "wait4"):
+    _, status, usage = os.wait4(child.pid, 0)
+    code, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+else:
+    code, peak = child.wait(), None
+with open(sys.argv[1], "w") as file:
+    json.dump({"code": code, "seconds": time.monotonic() - start, "peak": peak}, file)
+"""
+
+_IMPORT = f"""
+import sys, time
+start = time.perf_counter()
+import diffharmony_models
+seconds = time.perf_counter() - start
+print(seconds, *[name for name in {HEAVY} if name in sys.modules])
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `benchmark`."""
+    parser.add_argument("--only", choices=PARTS, help="one part: the demo command, full-size weights, or the import (default: all)")
+    parser.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--repeats", metavar="N", type=int, default=3, help="runs behind each figure; times are medians (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
+    demo = parser.add_argument_group("the demo command")
+    demo.add_argument("--composite", metavar="FILE", type=Path, help="another picture than examples/astronaut.jpg, with its --mask")
+    demo.add_argument("--mask", metavar="FILE", type=Path)
+    demo.add_argument("--checkpoint", metavar="C", type=Path, help="other weights than the bundled ones")
+    full = parser.add_argument_group("full-size weights", "Needs 4 GB of disk in the temporary folder (TMPDIR) and 6 GB of memory.")
+    full.add_argument("--resolution", metavar="R", type=int, default=512, help="side of the picture, a multiple of 64 (default: %(default)s)")
+    full.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (default: %(default)s)")
+    full.add_argument("--dtype", metavar="T", type=dtype, help="what is run beside float32 (default: what suits the device)")
+    full.add_argument("--widths", type=int, nargs=4, metavar="W", help="of UNet and VAE, multiples of 32 (default: those of SD 1.5)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, and writes each part's table to stdout as soon as it is there.
+
+    Returns:
+        0, whether bounds are met or not: the tables say it.
+
+    Raises:
+        ValueError: bad options; a measured command that failed, in its own words; too little memory.
+        OSError: no room for the random weights or the figures.
+    """
+    _check(args)
+    device = find_device(args.device)
+    machine = _machine(device)
+    figures = {"machine": machine}
+    _say(", ".join(f"{key} {value}" for key, value in machine.items()))
+    parts = {"demo": _demo, "full": _full, "import": _import}
+    with tempfile.TemporaryDirectory(prefix="diffharmony-benchmark-") as folder:
+        for name in PARTS if args.only is None else [args.only]:
+            figures[name], text = parts[name](args, device, Path(folder))
+            _say(text)
+    if args.json is not None:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        logger.info("figures written: %s", args.json)
+    return 0
+
+
+def plain_loop(vae, unet, null_text, composite, mask, steps: int, generator: torch.Generator) -> torch.Tensor:
+    """The method as one writes it with diffusers alone, to compare with.
+
+    vae, unet: AutoencoderKL and UNet2DConditionModel, of one device and dtype, as the tensors: null_text [1, tokens, width];
+    composite [1, 3, H, W] in [0, 1]; mask [1, 1, H, W], 0 or 1; sides multiples of 8. Draws from `generator` in the published order:
+    start noise, posterior, one per step. Returns [1, 3, H, W] in [0, 1].
+    """
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    with torch.no_grad():
+        scheduler = EulerAncestralDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        scheduler.set_timesteps(steps, device=composite.device)
+        size = [side // 8 for side in composite.shape[-2:]]
+        latents = torch.randn((1, 4, *size), generator=generator).to(composite) * scheduler.init_noise_sigma
+        latent = vae.encode(composite * 2 - 1).latent_dist.sample(generator) * vae.config.scaling_factor
+        small_mask = torch.nn.functional.interpolate(mask, size=size)
+        for timestep in scheduler.timesteps:
+            inputs = torch.cat([scheduler.scale_model_input(latents, timestep), small_mask, latent], dim=1)
+            noise = unet(inputs, timestep, encoder_hidden_states=null_text).sample
+            latents = scheduler.step(noise, timestep, latents, generator=generator).prev_sample
+        image = vae.decode(latents / vae.config.scaling_factor).sample
+        return (image / 2 + 0.5).clamp(0, 1)
+
+
+def random_checkpoint(unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tuple[int, ...] = VAE_WIDTHS):
+    """A Checkpoint of SD 1.5 inpainting's shape with random weights, float32, no refiner: every layer keeps its input's variance."""
+    from . import checkpoint
+
+    unet, vae = networks(unet_widths, vae_widths)
+    generator = torch.Generator().manual_seed(0)
+    for module in (unet, vae):
+        module.to_empty(device="cpu").requires_grad_(False)
+        for name, tensor in module.named_parameters():
+            if tensor.ndim > 1:
+                tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
+            else:
+                tensor.fill_(name.endswith("weight"))
+    null_text = torch.randn(TOKENS, TEXT_WIDTH, generator=generator)
+    return checkpoint.Checkpoint("random", checkpoint.part_from(unet), checkpoint.part_from(vae), null_text=null_text, resolution=512)
+
+
+def networks(unet_widths: tuple[int, ...], vae_widths: tuple[int, ...]) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """UNet2DConditionModel and AutoencoderKL of SD 1.5 inpainting at these widths (four multiples of 32 each), without memory."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64, in_channels=9, block_out_channels=tuple(unet_widths), attention_head_dim=8, cross_attention_dim=TEXT_WIDTH
+        )
+        vae = AutoencoderKL(
+            block_out_channels=tuple(vae_widths), layers_per_block=2, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    return unet, vae
+
+
+# The three parts: each returns its figures and its text.
+
+
+def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
+    from .pipeline import default_dtype
+
+    composite, mask = args.composite or EXAMPLES / "astronaut.jpg", args.mask or EXAMPLES / "astronaut_mask.png"
+    for path in (composite, mask):
+        if not path.is_file():
+            raise ValueError(f"{path} is not there (the examples come with the repository, not with the package); give --composite and --mask")
+    usual = _name(default_dtype(device))
+    kinds = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (usual != "float32")
+    found, results = {}, {}
+    for number, (kind, options) in enumerate(tqdm(kinds, desc="demo command", unit="run", disable=None)):
+        results[kind] = folder / f"demo{number}.png"
+        command = [sys.executable, "-m", __package__, "harmonize", composite, mask, results[kind], *options]
+        command += [] if args.checkpoint is None else ["--checkpoint", args.checkpoint]
+        command += [] if args.device == "auto" else ["--device", args.device]
+        found.setdefault(kind, []).append(_launch(command, folder))
+        if not results[kind].is_file():
+            raise ValueError(f"{' '.join(map(str, command))} ended well but wrote no file")
+    figures = {"dtype": usual, "bound_seconds": DEMO_SECONDS, "bound_mb": DEMO_MB, **{kind: _summary(runs) for kind, runs in found.items()}}
+    rows = [(f"{kind}{', the default' if kind == usual else ''}", *_cells(figures[kind])) for kind in found]
+    rows.append(("bound, on two CPU cores", f"{DEMO_SECONDS:.1f}", f"{DEMO_MB}"))
+    text = _table((f"demo command ({composite.name}), from start to file", "seconds", "peak MB"), rows)
+    if usual != "float32":
+        pictures = [images.read_image(results[kind].as_posix()).pixels for kind in (usual, "float32")]
+        figures["cost_db"] = _decibels(*pictures)
+        text += f"\n\nThe demo's picture in {usual} against the one in float32: {figures['cost_db']:.1f} dB."
+    return figures, text
+
+
+def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
+    from . import checkpoint
+    from .pipeline import default_dtype
+
+    weights = folder / "random.safetensors"
+    unet_widths, vae_widths = (args.widths, args.widths) if args.widths else (UNET_WIDTHS, VAE_WIDTHS)
+    usual = _name(args.dtype or default_dtype(device))
+    kinds = ["float32"] + [usual] * (usual != "float32")
+    found = {(kind, loop): [] for kind in kinds for loop in ("ours", "plain")}
+    with tqdm(total=1 + args.repeats * len(found), desc="full size", unit="run", disable=None) as bar:
+        checkpoint.write(random_checkpoint(unet_widths, vae_widths), weights)
+        bar.update()
+        for kind in kinds:
+            for repeat in range(args.repeats):  # in turn, and each first as often, so that a machine that slows down favours none
+                for loop in ("ours", "plain") if repeat % 2 == 0 else ("plain", "ours"):
+                    bar.set_postfix_str(f"{loop}, {kind}")
+                    task = {"loop": loop, "path": str(weights), "dtype": kind, "device": str(device), "resolution": args.resolution}
+                    task |= {"steps": args.steps, "result": str(folder / f"{loop}-{kind}.pt")}
+                    found[kind, loop].append(_work(task, folder))
+                    bar.update()
+    weights.unlink()
+    figures = {"resolution": args.resolution, "steps": args.steps, "unet_widths": list(unet_widths), "vae_widths": list(vae_widths)}
+    figures["memory"] = next(iter(found.values()))[0]["memory"]
+    rows = []
+    for kind in kinds:
+        ours, plain = (_summary(found[kind, loop]) for loop in ("ours", "plain"))
+        ratios = {"ratio_seconds": ours["seconds"] / plain["seconds"], "ratio_peak": None}
+        if ours["peak_mb"] and plain["peak_mb"]:
+            ratios["ratio_peak"] = ours["peak_mb"] / plain["peak_mb"]
+        figures[kind] = {"ours": ours, "plain": plain, **ratios}
+        rows += [(f"plain diffusers loop, {kind}", *_cells(plain)), (f"ours, {kind}", *_cells(ours))]
+        rows.append((f"**ours / plain, {kind}**" + " (bound 1.00)" * (kind == "float32"), *(f"**{_number(value, 2)}**" for value in ratios.values())))
+    result = {name: torch.load(folder / f"{'-'.join(name)}.pt", weights_only=True) for name in (("ours", kind) for kind in kinds)}
+    plain = torch.load(folder / "plain-float32.pt", weights_only=True)
+    figures["agreement_db"] = _decibels(result["ours", "float32"], plain)
+    size = "SD 1.5 inpainting" if not args.widths else f"widths {'/'.join(map(str, args.widths))}"
+    text = _table((f"{size}, random weights, {args.resolution}x{args.resolution}, {args.steps} steps", "seconds", "peak MB"), rows)
+    text += (
+        f"\n\nEncoding, sampling and decoding; imports and loading the weights are not in the seconds. Memory: {figures['memory']}.\n"
+        f"Medians and highest peaks of {args.repeats}, in turn. The two loops agree in float32 to {figures['agreement_db']:.1f} dB."
+    )
+    if usual != "float32":
+        figures["cost_db"] = _decibels(result["ours", usual], result["ours", "float32"])
+        text += f" {usual} instead of float32: {figures['cost_db']:.1f} dB, on random weights."
+    return figures, text
+
+
+def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
+    seconds, loaded = [], []
+    for _ in range(args.repeats):
+        done = subprocess.run([sys.executable, "-c", _IMPORT], env=_environment(), capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"importing {__package__} failed: {_last_line(done.stderr)}")
+        first, *loaded = done.stdout.split()
+        seconds.append(float(first))
+    figures = {"seconds": statistics.median(seconds), "bound_seconds": IMPORT_SECONDS, "loaded": loaded, "runs": seconds}
+    rows = [("median", f"{figures['seconds']:.3f}"), ("bound", f"{IMPORT_SECONDS:.3f}")]
+    return figures, _table((f"import {__package__}", "seconds"), rows) + f"\n\nPulls in {', '.join(loaded) or 'none'} of {', '.join(HEAVY)}."
+
+
+# Processes that are measured.
+
+
+def _launch(command: list, folder: Path) -> dict:
+    """Runs a command; its seconds, from start to end, and its peak memory in bytes (None where the system does not tell)."""
+    report = folder / "launch.json"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _LAUNCHER, str(report), *map(str, command)],
+        env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise ValueError(f"{_words(command)} could not be started: {_last_line(done.stderr)}")
+    found = json.loads(report.read_text())
+    if found["code"]:
+        _raise_if_killed(found["code"])
+        raise ValueError(f"{_words(command)} failed: {_last_line(done.stderr).removeprefix('error: ')}")
+    return found
+
+
+def _work(task: dict, folder: Path) -> dict:
+    """Runs `_worker` in a process of its own and returns what it found."""
+    (folder / "task.json").write_text(json.dumps({**task, "report": str(folder / "work.json")}))
+    (folder / "work.json").unlink(missing_ok=True)
+    command = [sys.executable, "-m", f"{__package__}.benchmark", str(folder / "task.json")]
+    done = subprocess.run(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _raise_if_killed(done.returncode)
+    if done.returncode:
+        raise RuntimeError(f"The measured process failed on {task}:\n{done.stderr}")
+    found = json.loads((folder / "work.json").read_text())
+    if "error" in found:
+        raise ValueError(found["error"])
+    return found
+
+
+def _worker(path: str) -> None:
+    """What runs in the measured process: a task in a JSON file, answered in another."""
+    task = json.loads(Path(path).read_text())
+    try:
+        found = _measure(task)
+    except (ValueError, OSError) as error:
+        found = {"error": " ".join(str(error).split())}
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        found = {"error": f"the measured process needs more memory than there is ({_last_line(str(error))}); give a smaller --resolution"}
+    Path(task["report"]).write_text(json.dumps(found))
+
+
+def _measure(task: dict) -> dict:
+    """Loads the weights, runs one loop once, and returns its seconds and peak memory. Both loops load and are fed alike."""
+    from . import checkpoint
+    from .pipeline import DiffHarmony
+
+    device, kind, side = torch.device(task["device"]), getattr(torch, task["dtype"]), task["resolution"]
+    engine = DiffHarmony.from_checkpoint(checkpoint.read(task["path"]), device=device, dtype=kind)
+    composite = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 1, side, side)
+    mask[..., side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
+
+    def ours(steps: int) -> torch.Tensor:
+        latents = engine.harmonize_latents(composite, mask, resolution=side, steps=steps, generator=torch.Generator().manual_seed(0))
+        return engine.decode(latents)
+
+    def plain(steps: int) -> torch.Tensor:
+        text, image, small = (tensor.to(device, kind) for tensor in (engine.null_text[None], composite, mask))
+        return plain_loop(engine.vae, engine.unet, text, image, small, steps, torch.Generator().manual_seed(0))
+
+    loop = {"ours": ours, "plain": plain}[task["loop"]]
+    if device.type != "cpu":
+        loop(1)  # a GPU's first call loads and chooses its kernels
+    memory = _reset_peak(device)
+    start = time.perf_counter()
+    image = loop(task["steps"]).float().cpu()  # waits for the device
+    seconds = time.perf_counter() - start
+    peak = _peak(device)
+    torch.save(image, task["result"])
+    return {"seconds": seconds, "peak": peak, "memory": memory}
+
+
+def _reset_peak(device: torch.device) -> str:
+    """Starts the measurement of memory anew where the system can, and says what `_peak` will then tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return "the GPU's, most that was allocated during the work, weights included"
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
+    except OSError:
+        return "the process's peak, loading included"
+    return "the process's peak during the work, weights included"
+
+
+def _peak(device: torch.device) -> int | None:
+    """Peak memory in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        if lines:
+            return int(lines[0][1]) * 1024
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# Small things.
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.repeats < 1:
+        raise ValueError(f"--repeats {args.repeats} is too small; give 1 or more")
+    if args.steps < 2:
+        raise ValueError("--steps 1 cannot be compared: for one step the diffusers loop starts at timestep 0; give 2 or more")
+    if args.resolution < 64 or args.resolution % 64:
+        raise ValueError(f"--resolution {args.resolution} is no multiple of 64; give 512, for example")
+    if args.widths and any(width < 32 or width % 32 for width in args.widths):
+        raise ValueError(f"--widths {' '.join(map(str, args.widths))}: each must be a multiple of 32, for the normalisation's groups")
+    if (args.composite is None) != (args.mask is None):
+        raise ValueError("--composite and --mask go together; give both or neither")
+    if args.json is not None and (args.json.is_dir() or not args.json.resolve().parent.is_dir()):
+        raise ValueError(f"--json {args.json}: give the name of a file in a folder that exists")
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """What the figures depend on."""
+    from importlib.metadata import version
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    packages = {name: version(name) for name in ("torch", "diffusers")}
+    return {__package__: __version__, "Python": platform.python_version(), **packages, "device": name, "CPU cores": str(cores)}
+
+
+def _environment() -> dict[str, str]:
+    """This one's, with this very package to be found first."""
+    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _summary(runs: list[dict]) -> dict:
+    """Median seconds, highest peak in MB (None where it is not known), and the runs themselves."""
+    peaks = [run["peak"] / 1e6 if run["peak"] else None for run in runs]
+    return {
+        "seconds": statistics.median(run["seconds"] for run in runs),
+        "peak_mb": None if None in peaks else max(peaks),
+        "runs_seconds": [run["seconds"] for run in runs],
+        "runs_peak_mb": peaks,
+    }
+
+
+def _decibels(image: torch.Tensor, other: torch.Tensor) -> float:
+    """PSNR of two images [1, 3, H, W] in [0, 1], at most `EQUAL`."""
+    return min(EQUAL, metrics.psnr(image * 255, other * 255).item())
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(summary: dict) -> tuple[str, str]:
+    return _number(summary["seconds"], 1), _number(summary["peak_mb"], 0)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _words(command: list) -> str:
+    return f"`python {' '.join(map(str, command[1:]))}`"
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no word said"])[-1]
+
+
+def _raise_if_killed(code: int) -> None:
+    if code < 0:
+        raise ValueError(f"a measured process was stopped by signal {-code}, most likely for want of memory; free some, or give a smaller --resolution")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _worker(sys.argv[1])

@@ -1,0 +1,167 @@
+"""The `benchmark` command at tiny width: what it prints and writes, and that both loops are the same method. Nothing here is timed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from diffharmony_models import benchmark, checkpoint
+from diffharmony_models.__main__ import main
+from diffharmony_models.pipeline import DiffHarmony
+from diffharmony_models.refiner import Refiner
+
+WIDTHS = (32, 64, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return benchmark.random_checkpoint(WIDTHS, WIDTHS)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The tables' rows by their first cell."""
+    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return {first: rest for first, *rest in cells}
+
+
+def test_the_published_shape():
+    unet, vae = benchmark.networks(benchmark.UNET_WIDTHS, benchmark.VAE_WIDTHS)
+    millions = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (unet, vae)]
+    assert millions == pytest.approx([859.5, 83.7], abs=0.1)  # SD 1.5 inpainting's
+
+
+def test_random_weights_fit_and_differ(tiny):
+    unet = tiny.unet.state
+    assert tiny.unet.config["in_channels"] == 9 and tiny.vae.config["layers_per_block"] == 2
+    assert unet["conv_norm_out.weight"].eq(1).all() and unet["conv_norm_out.bias"].eq(0).all()
+    assert unet["mid_block.resnets.0.conv1.weight"].std().item() == pytest.approx((64 * 9) ** -0.5, rel=0.05)
+    engine = DiffHarmony.from_checkpoint(tiny, dtype=torch.float32)
+    image = engine.decode(torch.randn(1, 4, 8, 8))
+    assert image.std() > 0.05  # a flat picture would hide every difference
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_the_plain_loop_is_the_same_method(tiny, steps):
+    engine = DiffHarmony.from_checkpoint(tiny, dtype=torch.float32)
+    composite, mask = torch.rand(1, 3, 64, 128), torch.zeros(1, 1, 64, 128)
+    mask[..., 16:40, 24:96] = 1
+    seeded = lambda seed=0: torch.Generator().manual_seed(seed)  # noqa: E731
+    plain = benchmark.plain_loop(engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, seeded())
+
+    def ours(seed: int) -> torch.Tensor:
+        return engine.decode(engine.harmonize_latents(composite, mask, resolution=90, steps=steps, generator=seeded(seed)))
+
+    assert plain.shape == composite.shape
+    assert benchmark._decibels(ours(0), plain) >= 50
+    assert benchmark._decibels(ours(1), plain) < 40  # other noise shows
+
+
+def test_full_size_part(tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    words = ["--only", "full", "--widths", *map(str, WIDTHS), "--resolution", "64", "--steps", "2", "--repeats", "1", "--device", "cpu"]
+    assert main(["benchmark", *words, "--dtype", "bfloat16", "--json", str(figures)]) == 0
+    printed = capsys.readouterr().out
+    table, found = rows(printed), json.loads(figures.read_text())["full"]
+    for kind in ("float32", "bfloat16"):
+        assert found[kind]["ratio_seconds"] > 0
+        assert found[kind]["ratio_seconds"] == pytest.approx(found[kind]["ours"]["seconds"] / found[kind]["plain"]["seconds"])
+        for loop, name in (("ours", f"ours, {kind}"), ("plain", f"plain diffusers loop, {kind}")):
+            assert found[kind][loop]["seconds"] > 0 and len(found[kind][loop]["runs_seconds"]) == 1
+            assert float(table[name][0]) == pytest.approx(found[kind][loop]["seconds"], abs=0.06)
+            if sys.platform != "win32":
+                assert found[kind][loop]["peak_mb"] > 50
+                assert float(table[name][1]) == pytest.approx(found[kind][loop]["peak_mb"], abs=0.6)
+        if sys.platform != "win32":
+            assert 0.5 < found[kind]["ratio_peak"] < 2
+    assert "ours / plain, float32** (bound 1.00)" in printed and "ours / plain, bfloat16" in printed
+    assert found["agreement_db"] >= 50
+    assert 10 < found["cost_db"] < found["agreement_db"]
+    assert f"agree in float32 to {found['agreement_db']:.1f} dB" in printed
+
+
+def test_demo_and_its_checkpoint(tiny, tmp_path, capsys):
+    torch.manual_seed(0)
+    whole = checkpoint.Checkpoint("tiny", tiny.unet, tiny.vae, null_text=tiny.null_text, resolution=64)
+    whole.refiner = checkpoint.part_from(Refiner(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4))
+    weights, figures = tmp_path / "tiny.safetensors", tmp_path / "figures.json"
+    checkpoint.write(whole, weights)
+    words = ["--only", "demo", "--checkpoint", str(weights), "--repeats", "1", "--device", "cpu"]
+    assert main(["benchmark", *words, "--json", str(figures)]) == 0
+    table, found = rows(capsys.readouterr().out), json.loads(figures.read_text())["demo"]
+    assert table["bound, on two CPU cores"] == ["20.0", "1500"]
+    usual = found["dtype"]
+    assert found[usual]["seconds"] > 0 and float(table[f"{usual}, the default"][0]) == pytest.approx(found[usual]["seconds"], abs=0.06)
+    assert sys.platform == "win32" or found[usual]["peak_mb"] > 100
+    assert usual == "float32" or found["cost_db"] > 20
+
+
+def test_import_part(capsys):
+    assert main(["benchmark", "--only", "import", "--repeats", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert float(rows(printed)["median"][0]) >= 0 and rows(printed)["bound"] == ["3.000"]
+    assert "Pulls in none of" in printed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no peak memory")
+def test_memory_is_that_of_the_command_alone(tmp_path):
+    hold = torch.ones(100_000_000)  # 400 MB that are this process's, not the command's
+    found = benchmark._launch([sys.executable, "-S", "-c", "x = b'x' * 50_000_000"], tmp_path)
+    assert hold[-1] == 1
+    assert 50e6 < found["peak"] < 150e6
+    assert found["seconds"] > 0 and found["code"] == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can measure anew")
+def test_memory_of_the_work_leaves_out_what_was_freed_before():
+    code = (
+        "import torch; from diffharmony_models import benchmark as b; cpu = torch.device('cpu')\n"
+        "x = torch.ones(50_000_000); del x; before = b._peak(cpu); told = b._reset_peak(cpu); print(before, b._peak(cpu), 'during' in told)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=benchmark._environment(), capture_output=True, text=True, check=True)
+    before, after, anew = done.stdout.split()
+    if anew == "False":
+        pytest.skip("this system does not let a process reset its peak")
+    assert int(before) - int(after) > 150e6
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "speed"], "choose from"),
+        (["--repeats", "0"], "1 or more"),
+        (["--steps", "1"], "2 or more"),
+        (["--resolution", "500"], "multiple of 64"),
+        (["--widths", "32", "64", "64", "70"], "multiple of 32"),
+        (["--dtype", "int7"], "unknown dtype"),
+        (["--device", "abacus"], "no device 'abacus'"),
+        (["--composite", "a.png"], "go together"),
+        (["--only", "demo", "--composite", "a.png", "--mask", "b.png"], "a.png is not there"),
+        (["--json", "nowhere/at/all.json"], "folder that exists"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmark", *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+
+
+def test_a_command_that_fails_speaks_for_itself(tmp_path):
+    missing = tmp_path / "missing.png"
+    with pytest.raises(ValueError, match=r"harmonize.* failed: .*missing\.png"):
+        benchmark._launch([sys.executable, "-m", "diffharmony_models", "harmonize", missing, missing, tmp_path / "out.png"], tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_process_that_is_killed_is_told(tmp_path):
+    with pytest.raises(ValueError, match="signal 9, most likely for want of memory"):
+        benchmark._launch([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path)
+
+
+def test_weights_that_cannot_be_read_are_told(tmp_path):
+    task = {"loop": "ours", "path": str(tmp_path / "none.safetensors"), "dtype": "float32", "device": "cpu", "resolution": 64, "steps": 1}
+    (tmp_path / "task.json").write_text(json.dumps({**task, "report": str(tmp_path / "work.json")}))
+    benchmark._worker(str(tmp_path / "task.json"))
+    assert "none.safetensors" in json.loads((tmp_path / "work.json").read_text())["error"]
