@@ -51,7 +51,7 @@ def stage1(dataset, vae, tmp_path_factory):
 
 
 def train(command, *arguments, output, steps=4):
-    return main([command, *map(str, arguments), "--output", str(output), "--steps", str(steps), *SMALL]) or 0
+    return main([command, *SMALL, "--output", str(output), "--steps", str(steps), *map(str, arguments)]) or 0
 
 
 def train_stage1(dataset, vae, output, *more, steps=4):
@@ -230,7 +230,7 @@ def test_cache_is_made_anew_for_other_data(dataset, tmp_path):
         calls.append(seeds)
         return {"mask": batch["mask"]}
 
-    for repeats, wanted in ((1, 1), (1, 1), (2, 2)):
+    for repeats, wanted in ((1, 1), (1, 1), (2, 3)):  # twelve samples are two batches
         cached = cache.Cached(tmp_path / "c.safetensors", pairs, args, repeats, make, torch.uint8, {})
         assert len(cached) == 6 * repeats and len(calls) == wanted
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
