@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from . import __version__, images, metrics
+from .benchmark_loops import UNET_WIDTHS, VAE_WIDTHS, last_line, random_checkpoint
 from .harmonize import dtype, find_device, steps
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 PARTS = ("demo", "full", "import")
 DEMO_SECONDS, DEMO_MB = 20, 1500  # the bounds, on two CPU cores
 IMPORT_SECONDS = 3
-UNET_WIDTHS, VAE_WIDTHS = (320, 640, 1280, 1280), (128, 256, 512, 512)  # SD 1.5
-TOKENS, TEXT_WIDTH = 77, 768
 EQUAL = 200.0  # dB that stand for pictures without any difference
 HEAVY = ("diffusers", "transformers", "accelerate", "torch")
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -99,62 +98,6 @@ def run(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         logger.info("figures written: %s", args.json)
     return 0
-
-
-def plain_loop(vae, unet, null_text, composite, mask, steps: int, generator: torch.Generator) -> torch.Tensor:
-    """The method as one writes it with diffusers alone, to compare with.
-
-    vae, unet: AutoencoderKL and UNet2DConditionModel, of one device and dtype, as the tensors: null_text [1, tokens, width];
-    composite [1, 3, H, W] in [0, 1]; mask [1, 1, H, W], 0 or 1; sides multiples of 8. Draws from `generator` in the published order:
-    start noise, posterior, one per step. Returns [1, 3, H, W] in [0, 1].
-    """
-    from diffusers import EulerAncestralDiscreteScheduler
-
-    with torch.no_grad():
-        scheduler = EulerAncestralDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        scheduler.set_timesteps(steps, device=composite.device)
-        size = [side // 8 for side in composite.shape[-2:]]
-        latents = torch.randn((1, 4, *size), generator=generator).to(composite) * scheduler.init_noise_sigma
-        latent = vae.encode(composite * 2 - 1).latent_dist.sample(generator) * vae.config.scaling_factor
-        small_mask = torch.nn.functional.interpolate(mask, size=size)
-        for timestep in scheduler.timesteps:
-            inputs = torch.cat([scheduler.scale_model_input(latents, timestep), small_mask, latent], dim=1)
-            noise = unet(inputs, timestep, encoder_hidden_states=null_text).sample
-            latents = scheduler.step(noise, timestep, latents, generator=generator).prev_sample
-        image = vae.decode(latents / vae.config.scaling_factor).sample
-        return (image / 2 + 0.5).clamp(0, 1)
-
-
-def random_checkpoint(unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tuple[int, ...] = VAE_WIDTHS):
-    """A Checkpoint of SD 1.5 inpainting's shape with random weights, float32, no refiner: every layer keeps its input's variance."""
-    from . import checkpoint
-
-    unet, vae = networks(unet_widths, vae_widths)
-    generator = torch.Generator().manual_seed(0)
-    for module in (unet, vae):
-        module.to_empty(device="cpu").requires_grad_(False)
-        for name, tensor in module.named_parameters():
-            if tensor.ndim > 1:
-                tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
-            else:
-                tensor.fill_(name.endswith("weight"))
-    null_text = torch.randn(TOKENS, TEXT_WIDTH, generator=generator)
-    return checkpoint.Checkpoint("random", checkpoint.part_from(unet), checkpoint.part_from(vae), null_text=null_text, resolution=512)
-
-
-def networks(unet_widths: tuple[int, ...], vae_widths: tuple[int, ...]) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """UNet2DConditionModel and AutoencoderKL of SD 1.5 inpainting at these widths (four multiples of 32 each), without memory."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=64, in_channels=9, block_out_channels=tuple(unet_widths), attention_head_dim=8, cross_attention_dim=TEXT_WIDTH
-        )
-        vae = AutoencoderKL(
-            block_out_channels=tuple(vae_widths), layers_per_block=2, sample_size=512,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
-    return unet, vae
 
 
 # The three parts: each returns its figures and its text.
@@ -241,7 +184,7 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
     for _ in range(args.repeats):
         done = subprocess.run([sys.executable, "-c", _IMPORT], env=_environment(), capture_output=True, text=True)
         if done.returncode:
-            raise ValueError(f"importing {__package__} failed: {_last_line(done.stderr)}")
+            raise ValueError(f"importing {__package__} failed: {last_line(done.stderr)}")
         first, *loaded = done.stdout.split()
         seconds.append(float(first))
     figures = {"seconds": statistics.median(seconds), "bound_seconds": IMPORT_SECONDS, "loaded": loaded, "runs": seconds}
@@ -260,19 +203,19 @@ def _launch(command: list, folder: Path) -> dict:
         env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     if done.returncode:
-        raise ValueError(f"{_words(command)} could not be started: {_last_line(done.stderr)}")
+        raise ValueError(f"{_words(command)} could not be started: {last_line(done.stderr)}")
     found = json.loads(report.read_text())
     if found["code"]:
         _raise_if_killed(found["code"])
-        raise ValueError(f"{_words(command)} failed: {_last_line(done.stderr).removeprefix('error: ')}")
+        raise ValueError(f"{_words(command)} failed: {last_line(done.stderr).removeprefix('error: ')}")
     return found
 
 
 def _work(task: dict, folder: Path) -> dict:
-    """Runs `_worker` in a process of its own and returns what it found."""
+    """Runs `benchmark_loops.main` in a process of its own and returns what it found."""
     (folder / "task.json").write_text(json.dumps({**task, "report": str(folder / "work.json")}))
     (folder / "work.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", f"{__package__}.benchmark", str(folder / "task.json")]
+    command = [sys.executable, "-m", f"{__package__}.benchmark_loops", str(folder / "task.json")]
     done = subprocess.run(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     _raise_if_killed(done.returncode)
     if done.returncode:
@@ -281,79 +224,6 @@ def _work(task: dict, folder: Path) -> dict:
     if "error" in found:
         raise ValueError(found["error"])
     return found
-
-
-def _worker(path: str) -> None:
-    """What runs in the measured process: a task in a JSON file, answered in another."""
-    task = json.loads(Path(path).read_text())
-    try:
-        found = _measure(task)
-    except (ValueError, OSError) as error:
-        found = {"error": " ".join(str(error).split())}
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        found = {"error": f"the measured process needs more memory than there is ({_last_line(str(error))}); give a smaller --resolution"}
-    Path(task["report"]).write_text(json.dumps(found))
-
-
-def _measure(task: dict) -> dict:
-    """Loads the weights, runs one loop once, and returns its seconds and peak memory. Both loops load and are fed alike."""
-    from . import checkpoint
-    from .pipeline import DiffHarmony
-
-    device, kind, side = torch.device(task["device"]), getattr(torch, task["dtype"]), task["resolution"]
-    engine = DiffHarmony.from_checkpoint(checkpoint.read(task["path"]), device=device, dtype=kind)
-    composite = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(1))
-    mask = torch.zeros(1, 1, side, side)
-    mask[..., side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
-
-    def ours(steps: int) -> torch.Tensor:
-        latents = engine.harmonize_latents(composite, mask, resolution=side, steps=steps, generator=torch.Generator().manual_seed(0))
-        return engine.decode(latents)
-
-    def plain(steps: int) -> torch.Tensor:
-        text, image, small = (tensor.to(device, kind) for tensor in (engine.null_text[None], composite, mask))
-        return plain_loop(engine.vae, engine.unet, text, image, small, steps, torch.Generator().manual_seed(0))
-
-    loop = {"ours": ours, "plain": plain}[task["loop"]]
-    if device.type != "cpu":
-        loop(1)  # a GPU's first call loads and chooses its kernels
-    memory = _reset_peak(device)
-    start = time.perf_counter()
-    image = loop(task["steps"]).float().cpu()  # waits for the device
-    seconds = time.perf_counter() - start
-    peak = _peak(device)
-    torch.save(image, task["result"])
-    return {"seconds": seconds, "peak": peak, "memory": memory}
-
-
-def _reset_peak(device: torch.device) -> str:
-    """Starts the measurement of memory anew where the system can, and says what `_peak` will then tell."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return "the GPU's, most that was allocated during the work, weights included"
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
-    except OSError:
-        return "the process's peak, loading included"
-    return "the process's peak during the work, weights included"
-
-
-def _peak(device: torch.device) -> int | None:
-    """Peak memory in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if lines:
-            return int(lines[0][1]) * 1024
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # Small things.
@@ -427,10 +297,6 @@ def _words(command: list) -> str:
     return f"`python {' '.join(map(str, command[1:]))}`"
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no word said"])[-1]
-
-
 def _raise_if_killed(code: int) -> None:
     if code < 0:
         raise ValueError(f"a measured process was stopped by signal {-code}, most likely for want of memory; free some, or give a smaller --resolution")
@@ -439,7 +305,3 @@ def _raise_if_killed(code: int) -> None:
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    _worker(sys.argv[1])
