@@ -1,0 +1,8 @@
+"""DiffHarmony for ComfyUI: makes a pasted foreground belong to its picture."""
+
+
+async def comfy_entrypoint():
+    """What ComfyUI calls to get the nodes; nothing is imported before."""
+    from .nodes import DiffHarmony
+
+    return DiffHarmony()

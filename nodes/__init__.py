@@ -1,0 +1,27 @@
+"""What ComfyUI sees: one stage a file, each a schema and an `execute`."""
+
+from typing_extensions import override
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import host
+from .conditioning import DiffHarmonyConditioning
+from .decode import VAEDecodeHigherRes
+from .harmonize import HarmonizeLatent
+from .load import LoadDiffHarmony
+from .refine import RefineResidual
+from .transfer import TransferToFullResolution
+
+
+class DiffHarmony(ComfyExtension):
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        host.register_folder()
+        return [
+            LoadDiffHarmony,
+            HarmonizeLatent,
+            VAEDecodeHigherRes,
+            RefineResidual,
+            TransferToFullResolution,
+            DiffHarmonyConditioning,
+        ]

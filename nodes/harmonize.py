@@ -1,0 +1,167 @@
+"""Stage 1: a composite and its mask to the harmonized latent (DiffHarmony, arXiv 2404.06139)."""
+
+import logging
+
+import torch
+
+from comfy_api.latest import io
+
+from ..diffharmony_models import geometry
+from ..diffharmony_models.sampling import Draws
+from . import host, inputs
+
+logger = logging.getLogger(__name__)
+
+SHAPES = {"keep proportions": "keep", "square": "square"}
+NODE = "HarmonizeLatent"
+
+
+class HarmonizeLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=NODE,
+            display_name="Harmonize (DiffHarmony)",
+            category="DiffHarmony",
+            description="Gives a pasted foreground the light and colours of the picture it stands in. Decode with VAEDecodeHigherRes.",
+            search_aliases=["image harmonization", "harmonize", "relight", "match colors", "composite", "blend foreground"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of LoadDiffHarmony; LoRA and other model nodes may stand between."),
+                io.Vae.Input("vae", tooltip="The VAE of LoadDiffHarmony. For the published weights any SD 1.5 VAE works too."),
+                io.Conditioning.Input("null_text", tooltip="The null_text of LoadDiffHarmony."),
+                io.Image.Input("composite", tooltip="The picture with the foreground pasted in."),
+                io.Mask.Input("mask", tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions."),
+                seed_input(),
+                io.Int.Input("steps", default=5, min=1, max=1000, tooltip="Sampling steps. The method is made for 5; more change little."),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=host.SAMPLERS,
+                    default="euler_ancestral",
+                    tooltip="euler_ancestral is the published one. euler draws no noise on the way.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=host.SCHEDULERS,
+                    default="normal",
+                    tooltip="normal has exactly the published noise levels; others lead to other results.",
+                ),
+                resolution_input(),
+                shape_input(),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="The composite already as LATENT, straight from a sampler: it is used as it is, without encoding, at its own size (resolution and shape are then not asked).",
+                ),
+                io.Boolean.Input(
+                    "fixed_noise",
+                    default=False,
+                    optional=True,
+                    tooltip="On: every picture of the batch gets the same noise, which keeps the frames of a video alike. Off: picture n gets that of seed + n.",
+                ),
+            ],
+            outputs=[io.Latent.Output("LATENT", tooltip="For VAEDecodeHigherRes, or on into another SD 1.5 sampler.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, vae, null_text, composite, mask, seed, steps, sampler_name, scheduler, resolution, shape, latent=None, fixed_noise=False
+    ) -> io.NodeOutput:
+        host.check_model(model, NODE)
+        host.check_vae(vae, NODE)
+        host.check_text(null_text, NODE, model)
+        composite = inputs.image(composite, "composite", NODE)
+        mask = inputs.mask(mask, composite, NODE)
+        size = inference_size(composite, resolution or host.resolution_of(null_text, model), shape)
+        if latent is not None:
+            latent = composite_latent(latent, composite)
+            size = tuple(side * geometry.LATENT for side in latent.shape[-2:])
+
+        count = len(composite)
+        seeds = [(seed if fixed_noise else seed + index) % 2**64 for index in range(count)]
+        keep = (~geometry.is_empty(mask)).nonzero().flatten().tolist()
+        draws = Draws(count, keep, seeds)
+        if latent is None:
+            posterior = host.encode(vae, geometry.resize(composite, size))
+            latent = posterior.mean
+        else:
+            posterior = None
+        if not keep:
+            logger.warning("The mask is empty: nothing to harmonize, the composite is given back.")
+            return io.NodeOutput({"samples": latent.clone()})
+
+        # The published order: start noise, posterior, one for each step.
+        noise = draws("initial", latent.shape[1:])
+        spread = draws("posterior", latent.shape[1:])
+        seen = latent[keep]
+        if posterior is not None:
+            seen = seen + posterior.std[keep] * spread.to(seen)
+        positive = host.condition(null_text, seen, small_mask(mask[keep], size))
+        samples = host.sample(model, positive, noise, draws, [seeds[index] for index in keep], steps, sampler_name, scheduler)
+        if not torch.isfinite(samples).all():
+            raise ValueError(
+                f"{NODE}: the result holds NaN. The weights are broken, or their precision is too narrow: choose weight_dtype fp32 in "
+                "LoadDiffHarmony, and start ComfyUI with --fp32-vae where that is not enough."
+            )
+        result = latent.to(samples, copy=True)
+        result[keep] = samples
+        return io.NodeOutput({"samples": result})
+
+
+def seed_input() -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="Another seed gives a slightly different result. The noise is drawn on the CPU: the same on every machine.",
+    )
+
+
+def resolution_input() -> io.Int.Input:
+    return io.Int.Input(
+        "resolution",
+        default=0,
+        min=0,
+        max=8192,
+        step=64,
+        tooltip="Where the model works: side in pixels of a square of the same area. 0: what the checkpoint was made for (1024 for the published one). Higher keeps more detail and takes longer.",
+    )
+
+
+def shape_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "shape",
+        options=list(SHAPES),
+        default="keep proportions",
+        tooltip="keep proportions: sides rounded to 64 pixels. square: squashed to resolution x resolution, as in the paper.",
+    )
+
+
+def inference_size(composite: torch.Tensor, resolution: int, shape: str) -> tuple[int, int]:
+    """(height, width) at which stage 1 works. ValueError for settings and pictures that cannot be."""
+    height, width = geometry.inference_size(*composite.shape[-2:], resolution, SHAPES[shape])
+    if height * width > 4 * resolution**2:
+        raise ValueError(
+            f"The composite is {inputs.size(composite)}, too long and thin for resolution {resolution}. Crop it around the foreground, "
+            'or choose shape "square".'
+        )
+    return height, width
+
+
+def composite_latent(latent: dict, composite: torch.Tensor) -> torch.Tensor:
+    """The samples of the composite as LATENT, one for each composite. ValueError where they do not belong together."""
+    samples = inputs.latent(latent, "latent", NODE)
+    if samples.shape[0] not in (1, composite.shape[0]):
+        raise ValueError(f"{NODE}: {composite.shape[0]} composites came with {samples.shape[0]} latents. Give one for each.")
+    size = [side * geometry.LATENT for side in samples.shape[-2:]]
+    inputs.same_view(size, composite, f"{NODE}: the latent", "Wire the LATENT that the composite was decoded from, or none.")
+    return samples.float().expand(composite.shape[0], -1, -1, -1)
+
+
+def small_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[B, 1, H, W] as the UNet sees it, at 1/8 of `size`."""
+    small = geometry.latent_mask(mask, size)
+    if not small.flatten(1).any(dim=1).all():
+        logger.warning("A foreground is too small to be seen at %dx%d; use a higher resolution.", size[1], size[0])
+    return small

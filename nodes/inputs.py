@@ -1,0 +1,113 @@
+"""What comes in over the wires: turned to the engine's layout, checked, refused in words.
+
+The host's IMAGE is [B, H, W, C] in [0, 1], its MASK [B, H, W] in [0, 1]; the engine's images are [B, 3, H, W], its masks
+[B, 1, H, W]. Nothing here changes its arguments.
+"""
+
+import torch
+
+from ..diffharmony_models import geometry
+
+LATENT_CHANNELS = 4
+
+
+def image(value: torch.Tensor | None, name: str, node: str) -> torch.Tensor:
+    """An IMAGE as [B, 3, H, W] float32, an alpha channel left out. ValueError for what is no picture."""
+    if value is None:
+        raise ValueError(f"{node} got no {name}: the node before it gave None. Wire an IMAGE, as LoadImage gives one.")
+    if not torch.is_tensor(value) or value.ndim != 4 or value.shape[-1] not in (3, 4):
+        found = list(value.shape) if torch.is_tensor(value) else type(value).__name__
+        raise ValueError(
+            f"{node}: {name} must be an IMAGE [batch, height, width, 3], not {found}. Wire an IMAGE, as LoadImage gives one."
+        )
+    if value.shape[0] == 0:
+        raise ValueError(f"{node}: {name} is an empty batch. Give at least one picture.")
+    return value[..., :3].float().movedim(-1, 1)  # BHWC -> BCHW
+
+
+def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torch.Tensor:
+    """A MASK as [B, 1, H, W] of the composite's size and batch; one mask goes with every picture.
+
+    composite: [B, 3, H, W]. A mask of the composite's proportions is scaled to it; ValueError for any other.
+    """
+    if value is None:
+        raise ValueError(f"{node} got no mask: the node before it gave None. Wire a MASK, 1 where the foreground is.")
+    if torch.is_tensor(value) and value.ndim == 2:
+        value = value[None]
+    if torch.is_tensor(value) and value.ndim == 4 and value.shape[1] == 1:
+        value = value[:, 0]
+    if not torch.is_tensor(value) or value.ndim != 3:
+        found = list(value.shape) if torch.is_tensor(value) else type(value).__name__
+        raise ValueError(
+            f"{node}: mask must be a MASK [batch, height, width], not {found}. ImageToMask or LoadImageMask make one of a picture."
+        )
+    value = value.float()[:, None]
+    if value.shape[-2:] != composite.shape[-2:]:
+        if not _proportional(value.shape[-2:], composite.shape[-2:]):
+            hint = "Resize or crop the one as you did the other."
+            if tuple(value.shape[-2:]) == (64, 64) and not value.any():
+                hint = "This is the empty mask that LoadImage gives for a picture without transparency: load the mask with LoadImageMask."
+            raise ValueError(
+                f"{node}: composite and mask must have the same size or at least the same proportions. "
+                f"{size(composite)} != {size(value)}. {hint}"
+            )
+        value = geometry.resize(value, composite.shape[-2:])
+    if value.shape[0] not in (1, composite.shape[0]):
+        raise ValueError(
+            f"{node}: {composite.shape[0]} composites came with {value.shape[0]} masks. Give one mask for all, or one for each."
+        )
+    return geometry.match(composite, value)[1]
+
+
+def rendered(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torch.Tensor:
+    """The harmonized IMAGE of these composites as [B, 3, h, w], at whatever size it was decoded.
+
+    ValueError where batches differ, and where its proportions are neither the composite's (sides rounded to 64 pixels
+    count as such) nor those of a square, to which the paper squashes.
+    """
+    value = image(value, "harmonized", node)
+    if value.shape[0] != composite.shape[0]:
+        raise ValueError(
+            f"{node}: {value.shape[0]} harmonized images came with {composite.shape[0]} composites. Give one for each composite."
+        )
+    same_view(value.shape[-2:], composite, f"{node}: the harmonized image", "Wire the composite that was harmonized, uncropped.")
+    return value
+
+
+def latent(value: dict | None, name: str, node: str) -> torch.Tensor:
+    """A LATENT's samples, [B, 4, h, w]. ValueError for those of another family."""
+    if value is None:
+        raise ValueError(f"{node} got no {name}: the node before it gave None. Wire a LATENT.")
+    samples = value["samples"]
+    if getattr(samples, "is_nested", False) or samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
+        found = "nested" if getattr(samples, "is_nested", False) else str(list(samples.shape))
+        raise ValueError(
+            f"{node}: {name} must be a LATENT of the SD 1.5 family, [batch, {LATENT_CHANNELS}, height, width], not {found}. "
+            "Decode the other model's LATENT with its own VAE, and wire the IMAGE."
+        )
+    return samples
+
+
+def same_view(found: tuple[int, int], composite: torch.Tensor, what: str, advice: str) -> None:
+    """ValueError unless a picture of size `found` can show the whole composite: its proportions, or a square."""
+    height, width = found
+    scale = (height * width / (composite.shape[-2] * composite.shape[-1])) ** 0.5
+    wanted = [side * scale for side in composite.shape[-2:]]
+    slack = geometry.SIDE / 2 + 1
+    near = all(abs(side - want) <= slack or side == geometry.SIDE for side, want in zip(found, wanted))
+    if height != width and not near:
+        raise ValueError(f"{what} is {width}x{height}, but the composite is {size(composite)}: other proportions. {advice}")
+
+
+def to_host(picture: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] to an IMAGE."""
+    return picture.movedim(1, -1)  # BCHW -> BHWC
+
+
+def size(picture: torch.Tensor) -> str:
+    return f"{picture.shape[-1]}x{picture.shape[-2]}"
+
+
+def _proportional(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether the sizes differ by a scale alone, up to a pixel of rounding."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(sum(one), sum(other))
