@@ -1,8 +1,8 @@
 """The `benchmark` command: time and memory on this machine, as Markdown tables.
 
-Three parts: the demo command from start to file; full-size SD 1.5 inpainting weights (random ones) through our pipeline and through
-a plain diffusers loop in the same run; and importing the package. Each figure is of a process of its own, started for it, so that
-neither memory nor warmth is handed on. MB are 10⁶ bytes.
+The demo command from start to file; full-size SD 1.5 inpainting weights (random ones) through our pipeline and through a plain
+diffusers loop in the same run; importing the package; and, where a ComfyUI is given, our nodes beside its own inpainting graph. Each
+figure is of a process of its own, started for it, so that neither memory nor warmth is handed on. MB are 10⁶ bytes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from .harmonize import dtype, find_device, steps
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("demo", "full", "import")
+PARTS = ("demo", "full", "import", "host")
 DEMO_SECONDS, DEMO_MB = 20, 1500  # the bounds, on two CPU cores
 IMPORT_SECONDS = 3
 EQUAL = 200.0  # dB that stand for pictures without any difference
@@ -59,7 +59,7 @@ print(seconds, *[name for name in {HEAVY} if name in sys.modules])
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmark`."""
-    parser.add_argument("--only", choices=PARTS, help="one part: the demo command, full-size weights, or the import (default: all)")
+    parser.add_argument("--only", choices=PARTS, help="one part: the demo command, full-size weights, the import, or ComfyUI (default: all; ComfyUI with --comfyui only)")
     parser.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--repeats", metavar="N", type=int, default=3, help="runs behind each figure; times are medians (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
@@ -68,9 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo.add_argument("--mask", metavar="FILE", type=Path)
     demo.add_argument("--checkpoint", metavar="C", type=Path, help="other weights than the bundled ones")
     full = parser.add_argument_group("full-size weights", "Needs 4 GB of disk in the temporary folder (TMPDIR) and 6 GB of memory.")
-    full.add_argument("--resolution", metavar="R", type=int, default=512, help="side of the picture, a multiple of 64 (default: %(default)s)")
+    full.add_argument("--resolution", metavar="R", type=int, help="side of the picture, a multiple of 64 (default: 512, in ComfyUI 1024)")
     full.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (default: %(default)s)")
     full.add_argument("--dtype", metavar="T", type=dtype, help="what is run beside float32 (default: what suits the device)")
+    host = parser.add_argument_group("ComfyUI", "Full-size weights as nodes, beside the core's own graph, at 1024 unless --resolution says otherwise.")
+    host.add_argument("--comfyui", metavar="DIR", type=Path, help="where ComfyUI's main.py is")
+    host.add_argument("--comfyui-python", metavar="FILE", help="the Python that it runs with (default: its .venv's, else this one)")
     full.add_argument("--widths", type=int, nargs=4, metavar="W", help="of UNet and VAE, multiples of 32 (default: those of SD 1.5)")
 
 
@@ -89,9 +92,10 @@ def run(args: argparse.Namespace) -> int:
     machine = _machine(device)
     figures = {"machine": machine}
     _say(", ".join(f"{key} {value}" for key, value in machine.items()))
-    parts = {"demo": _demo, "full": _full, "import": _import}
+    parts = {"demo": _demo, "full": _full, "import": _import, "host": _host}
+    chosen = [name for name in PARTS if name != "host" or args.comfyui is not None] if args.only is None else [args.only]
     with tempfile.TemporaryDirectory(prefix="diffharmony-benchmark-") as folder:
-        for name in PARTS if args.only is None else [args.only]:
+        for name in chosen:
             figures[name], text = parts[name](args, device, Path(folder))
             _say(text)
     if args.json is not None:
@@ -136,7 +140,7 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     from . import checkpoint
     from .pipeline import default_dtype
 
-    weights = folder / "random.safetensors"
+    weights, resolution = folder / "random.safetensors", args.resolution or 512
     unet_widths, vae_widths = (args.widths, args.widths) if args.widths else (UNET_WIDTHS, VAE_WIDTHS)
     usual = _name(args.dtype or default_dtype(device))
     kinds = ["float32"] + [usual] * (usual != "float32")
@@ -148,12 +152,12 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
             for repeat in range(args.repeats):  # in turn, and each first as often, so that a machine that slows down favours none
                 for loop in ("ours", "plain") if repeat % 2 == 0 else ("plain", "ours"):
                     bar.set_postfix_str(f"{loop}, {kind}")
-                    task = {"loop": loop, "path": str(weights), "dtype": kind, "device": str(device), "resolution": args.resolution}
+                    task = {"loop": loop, "path": str(weights), "dtype": kind, "device": str(device), "resolution": resolution}
                     task |= {"steps": args.steps, "result": str(folder / f"{loop}-{kind}.pt")}
                     found[kind, loop].append(_work(task, folder))
                     bar.update()
     weights.unlink()
-    figures = {"resolution": args.resolution, "steps": args.steps, "unet_widths": list(unet_widths), "vae_widths": list(vae_widths)}
+    figures = {"resolution": resolution, "steps": args.steps, "unet_widths": list(unet_widths), "vae_widths": list(vae_widths)}
     figures["memory"] = next(iter(found.values()))[0]["memory"]
     rows = []
     for kind in kinds:
@@ -168,7 +172,7 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     plain = torch.load(folder / "plain-float32.pt", weights_only=True)
     figures["agreement_db"] = _decibels(result["ours", "float32"], plain)
     size = "SD 1.5 inpainting" if not args.widths else f"widths {'/'.join(map(str, args.widths))}"
-    text = _table((f"{size}, random weights, {args.resolution}x{args.resolution}, {args.steps} steps", "seconds", "peak MB"), rows)
+    text = _table((f"{size}, random weights, {resolution}x{resolution}, {args.steps} steps", "seconds", "peak MB"), rows)
     text += (
         f"\n\nEncoding, sampling and decoding; imports and loading the weights are not in the seconds. Memory: {figures['memory']}.\n"
         f"Medians and highest peaks of {args.repeats}, in turn. The two loops agree in float32 to {figures['agreement_db']:.1f} dB."
@@ -190,6 +194,34 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
     figures = {"seconds": statistics.median(seconds), "bound_seconds": IMPORT_SECONDS, "loaded": loaded, "runs": seconds}
     rows = [("median", f"{figures['seconds']:.3f}"), ("bound", f"{IMPORT_SECONDS:.3f}")]
     return figures, _table((f"import {__package__}", "seconds"), rows) + f"\n\nPulls in {', '.join(loaded) or 'none'} of {', '.join(HEAVY)}."
+
+
+def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
+    from . import benchmark_host
+
+    resolution, base = args.resolution or 1024, folder / "comfyui"
+    own = args.comfyui.resolve() / ".venv/bin/python"
+    python = args.comfyui_python or str(own if own.is_file() else sys.executable)
+    base.mkdir()
+    graphs, found = benchmark_host.graphs(resolution, args.steps), {"core": [], "ours": []}
+    with tqdm(total=1 + args.repeats * len(found), desc="ComfyUI", unit="run", disable=None) as bar:
+        benchmark_host.prepare(base, resolution)
+        bar.update()
+        for repeat in range(args.repeats):
+            for name in ("core", "ours") if repeat % 2 == 0 else ("ours", "core"):
+                bar.set_postfix_str(name)
+                found[name].append(benchmark_host.measure(args.comfyui.resolve(), python, base, graphs[name], device.type))
+                bar.update()
+    core, ours = (_summary(found[name]) for name in ("core", "ours"))
+    ratios = {"ratio_seconds": ours["seconds"] / core["seconds"], "ratio_peak": None}
+    if core["peak_mb"] and ours["peak_mb"]:
+        ratios["ratio_peak"] = ours["peak_mb"] / core["peak_mb"]
+    figures = {"resolution": resolution, "steps": args.steps, "core": core, "ours": ours, **ratios}
+    rows = [("UNETLoader, VAEEncode, KSampler, VAEDecode", *_cells(core)), ("our nodes", *_cells(ours))]
+    rows.append(("**ours / core** (bounds 1.02, 1.00)", *(f"**{_number(value, 3)}**" for value in ratios.values())))
+    text = _table((f"in ComfyUI, SD 1.5 inpainting, random weights, {resolution}x{resolution}, {args.steps} steps", "seconds", "peak MB"), rows)
+    text += f"\n\nFrom queueing to the saved picture, loading included; the server's peak memory. Medians and highest peaks of {args.repeats}, in turn."
+    return figures, text
 
 
 # Processes that are measured.
@@ -234,8 +266,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--repeats {args.repeats} is too small; give 1 or more")
     if args.steps < 2:
         raise ValueError("--steps 1 cannot be compared: for one step the diffusers loop starts at timestep 0; give 2 or more")
-    if args.resolution < 64 or args.resolution % 64:
+    if args.resolution is not None and (args.resolution < 64 or args.resolution % 64):
         raise ValueError(f"--resolution {args.resolution} is no multiple of 64; give 512, for example")
+    if args.only == "host" and args.comfyui is None:
+        raise ValueError("--only host needs --comfyui DIR, the folder with ComfyUI's main.py")
+    if args.comfyui is not None and not (args.comfyui / "main.py").is_file():
+        raise ValueError(f"--comfyui {args.comfyui}: there is no main.py; give ComfyUI's own folder")
     if args.widths and any(width < 32 or width % 32 for width in args.widths):
         raise ValueError(f"--widths {' '.join(map(str, args.widths))}: each must be a multiple of 32, for the normalisation's groups")
     if (args.composite is None) != (args.mask is None):

@@ -1,5 +1,7 @@
 """Decoding at the resolution of stage 1, above the one wanted, then scaling down: small detail survives the VAE that way."""
 
+import torch
+
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
@@ -47,6 +49,11 @@ class VAEDecodeHigherRes(io.ComfyNode):
             size = [side * geometry.LATENT for side in latents.shape[-2:]]
             inputs.same_view(size, wanted, f"{NODE}: the decoded picture", "Wire the composite that was harmonized.")
         picture = host.decode(vae, latents)
+        if not torch.isfinite(picture).all():
+            raise ValueError(
+                f"{NODE}: the decoded picture holds NaN. Either the LATENT does already, or the VAE's precision is too narrow: choose "
+                "weight_dtype fp32 in LoadDiffHarmony, or start ComfyUI with --fp32-vae."
+            )
         size = output_size((picture if wanted is None else wanted).shape[-2:], width, height)
         picture = geometry.resize(picture, size) if method == "bilinear" else host.scale(picture, size, method)
         return io.NodeOutput(inputs.to_host(picture))

@@ -69,6 +69,7 @@ class HarmonizeLatent(io.ComfyNode):
         host.check_model(model, NODE)
         host.check_vae(vae, NODE)
         host.check_text(null_text, NODE, model)
+        host.warn_of_other_vae(model, vae)
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)
         size = inference_size(composite, resolution or host.resolution_of(null_text, model), shape)

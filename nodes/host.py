@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "diffharmony"
 ATTACHMENT = "diffharmony_resolution"  # on a MODEL and in the null text: the checkpoint's own resolution
+VAE_ATTACHMENT = "diffharmony_vae"  # on a MODEL: the first width of the VAE that it was trained with
 PUBLISHED_RESOLUTION = 1024
 WEIGHT_DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
@@ -137,9 +138,10 @@ def load_unet(part: Part, prediction_type: str, resolution: int, weight_dtype: s
     return patcher
 
 
-def scale_latents(model, factor: float) -> None:
-    """Tells a MODEL by what its VAE's latents are scaled, where that is not SD 1.5's 0.18215."""
-    model.model.latent_format = comfy.latent_formats.SD15(factor)
+def pair(model, part: Part) -> None:
+    """Tells a MODEL of the VAE part that it was trained with: how its latents are scaled, and how to know it again."""
+    model.model.latent_format = comfy.latent_formats.SD15(part.config.get("scaling_factor", 0.18215))
+    model.set_attachments(VAE_ATTACHMENT, part.config["block_out_channels"][0])
 
 
 def load_vae(part: Part, weight_dtype: str):
@@ -170,7 +172,7 @@ def load_refiner(part: Part, weight_dtype: str):
 
 def null_text_of(encoder: Part) -> torch.Tensor:
     """The embedding of the empty string by a text encoder part, [tokens, width] float32, on the host's own CLIP network."""
-    settings = {"hidden_act": "quick_gelu", **encoder.config, "eos_token_id": 49407}
+    settings = {"hidden_act": "quick_gelu", "num_attention_heads": 12, **encoder.config, "eos_token_id": 49407}
     with torch.device("meta"):
         network = comfy.clip_model.CLIPTextModel(settings, torch.float32, "meta", comfy.ops.manual_cast).text_model
     state = {key: encoder.state[key].float() for key in network.state_dict() if key in encoder.state}
@@ -201,6 +203,14 @@ def _set_groups(network: torch.nn.Module, config: dict) -> None:
 
 def _check_fit(name: str, network: torch.nn.Module, state: dict) -> None:
     want = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    for prefix, module in network.named_modules():
+        # With dynamic memory the host's layers have no weights before they are loaded.
+        if getattr(module, "weight", 0) is None and isinstance(module, torch.nn.Linear):
+            want[f"{prefix}.weight"] = (module.out_features, module.in_features)
+            if module.comfy_need_lazy_init_bias:
+                want[f"{prefix}.bias"] = (module.out_features,)
+        elif getattr(module, "weight", 0) is None and isinstance(module, torch.nn.Embedding):
+            want[f"{prefix}.weight"] = (module.num_embeddings, module.embedding_dim)
     have = {key: tuple(tensor.shape) for key, tensor in state.items()}
     wrong = [key for key in {**want, **have} if want.get(key) != have.get(key)]
     if wrong:
@@ -245,6 +255,14 @@ def check_vae(vae, node: str) -> None:
             f"{node} got a VAE with {channels} latent channels at 1/{factor} of the size; it needs one of the SD 1.5 family, with 4 "
             "at 1/8. Wire the VAE of LoadDiffHarmony, or sd-vae-ft-mse from VAELoader."
         )
+
+
+def warn_of_other_vae(model, vae) -> None:
+    """Says so where a MODEL was trained with a VAE of other widths: such latents mean nothing to it."""
+    trained = model.get_attachment(VAE_ATTACHMENT)
+    first = getattr(getattr(vae.first_stage_model, "encoder", None), "conv_in", None)
+    if trained is not None and first is not None and first.out_channels != trained:
+        logger.warning("This MODEL was trained with a VAE of its own; with another one the colours go wrong. Wire LoadDiffHarmony's VAE.")
 
 
 def check_text(null_text: list, node: str, model=None) -> None:

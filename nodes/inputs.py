@@ -41,7 +41,7 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
         raise ValueError(
             f"{node}: mask must be a MASK [batch, height, width], not {found}. ImageToMask or LoadImageMask make one of a picture."
         )
-    value = value.float()[:, None]
+    value = value.to(composite.device, torch.float32)[:, None]
     if value.shape[-2:] != composite.shape[-2:]:
         if not _proportional(value.shape[-2:], composite.shape[-2:]):
             hint = "Resize or crop the one as you did the other."
@@ -71,7 +71,7 @@ def rendered(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> 
             f"{node}: {value.shape[0]} harmonized images came with {composite.shape[0]} composites. Give one for each composite."
         )
     same_view(value.shape[-2:], composite, f"{node}: the harmonized image", "Wire the composite that was harmonized, uncropped.")
-    return value
+    return value.to(composite.device)
 
 
 def latent(value: dict | None, name: str, node: str) -> torch.Tensor:
