@@ -68,7 +68,7 @@ def losses(output) -> dict[int, float]:
     return found
 
 
-@pytest.mark.parametrize("caching", [(), ("--cache-latents", "1")], ids=["encoding anew", "cached latents"])
+@pytest.mark.parametrize("caching", [("--recolor", "--start-as-copy"), ("--cache-latents", "1", "--root")], ids=["encoding anew", "cached latents"])
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(dataset, vae, tmp_path, caching):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_stage1(dataset, vae, whole, *caching) == 0
@@ -188,6 +188,57 @@ def test_a_perfect_network_has_no_loss(prediction, share):
     assert loss.item() < 1e-6
     worse, _ = objective(lambda *a, **k: type("Output", (), {"sample": Perfect()(*a, **k).sample + 1}), batch, torch.Generator().manual_seed(0))
     assert worse.item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_started_copy_answers_the_composite():
+    from diffusers.models import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(in_channels=9, out_channels=4, block_out_channels=(32, 32, 32, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=8,
+                                cross_attention_dim=64)
+    composite, noise = torch.randn(4, 4, 16, 16) * 0.8, torch.randn(4, 4, 16, 16)
+    x = torch.cat([noise, torch.ones(4, 1, 16, 16), composite], dim=1)
+
+    def error():
+        with torch.no_grad():
+            return (unet(x, torch.full((4,), 999.0), encoder_hidden_states=torch.randn(4, 8, 64)).sample + composite).square().mean() / composite.square().mean()
+
+    assert error() > 0.5
+    harmonizer.start_as_copy(unet)
+    assert error() < 0.03
+
+
+def test_too_few_channels_for_a_copy_are_refused(dataset, vae, tmp_path, capsys):
+    assert train_stage1(dataset, vae, tmp_path, "--start-as-copy", "--groups", "16") == 2
+    assert "4 groups of 4 channels" in capsys.readouterr().err
+
+
+def test_rooted_loss_counts_by_distance():
+    """Twice the error costs twice, not four times."""
+    batch = {"real": torch.randn(2, 4, 8, 8), "composite": torch.randn(2, 4, 8, 8), "mask": torch.ones(2, 1, 8, 8)}
+    objective = harmonizer.Objective("epsilon", "foreground", 1.0, torch.zeros(1, 3), first_share=1.0, root=True)
+
+    def loss(distance):
+        def network(x, timesteps, encoder_hidden_states):
+            assert (timesteps == 999).all()  # nothing of the picture is in x, so the target is known
+            sigma = objective.sigma(timesteps)[:, None, None, None]
+            return type("Output", (), {"sample": (x[:, :4] * (sigma**2 + 1).sqrt() - batch["real"]) / sigma + distance})
+
+        return objective(network, batch, torch.Generator().manual_seed(0))[0].item()
+
+    assert loss(4.0) / loss(2.0) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_recolored_pairs_differ_in_the_foreground_alone_and_each_time(dataset):
+    pairs = data.Recolored(dataset, "IHD_train.txt", 64)
+    first, again, other = (pairs.get(1, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["composite"], other["composite"])
+    for sample in (first, other):
+        outside = (1 - sample["mask"]).bool().expand(3, -1, -1)
+        assert torch.equal(sample["composite"][outside], sample["real"][outside])
+        assert (sample["composite"] - sample["real"]).abs().max() > 0.03
+        assert 0 < sample["mask"].mean() < 1 and sample["composite"].min() >= 0 and sample["composite"].max() <= 1
 
 
 def test_foreground_loss_does_not_look_at_the_background():

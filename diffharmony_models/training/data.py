@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from .. import iharmony
-from . import sources
+from . import looks, sources
 
 
 def training_photos(source: Path, seed: int, test_share: float) -> list[Path]:
@@ -21,9 +21,12 @@ def training_photos(source: Path, seed: int, test_share: float) -> list[Path]:
     return sorted({Path(e.image) for e in entries if sources.side(e, seed, test_share) == "train"})
 
 
-def _open(path: Path, mode: str) -> Image.Image:
+def _open(path: Path, mode: str, least_side: int = 0) -> Image.Image:
+    """The picture; with `least_side`, a JPEG may be decoded at a fraction of its size that keeps both sides at least so long."""
     try:
         with Image.open(path) as image:
+            if least_side:
+                image.draft(mode, (least_side, least_side))
             return image.convert(mode)
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}). Repair it or take it out of the list.") from error
@@ -100,11 +103,7 @@ horizontal flip. A `limit` takes that many pairs, evenly spread over the list. G
         real, mask = (picture if picture.size == composite.size else picture.resize(composite.size, Image.Resampling.BILINEAR) for picture in (real, mask))
         box, size = (0, 0, *composite.size), (self.size, self.size)
         if self.augment:
-            for _ in range(6):
-                box = random_box(*composite.size, rng, (0.5, 1.0))
-                small = mask.resize(size, Image.Resampling.BILINEAR, box=box)
-                if np.asarray(small).mean() >= 0.01 * 255:
-                    break
+            box = _crop(mask, self.size, rng)
         sample = {
             "composite": to_tensor(composite.resize(size, Image.Resampling.BILINEAR, box=box)),
             "real": to_tensor(real.resize(size, Image.Resampling.BILINEAR, box=box)),
@@ -113,3 +112,45 @@ horizontal flip. A `limit` takes that many pairs, evenly spread over the list. G
         if self.augment and rng.random() < 0.5:
             sample = {name: value.flip(-1) for name, value in sample.items()}
         return sample
+
+
+class Recolored(Pairs):
+    """The same pairs, but each composite is made anew from its real picture: another change of look every time it is drawn.
+
+    A listed composite shows one change of one foreground; a network that sees it again learns it by heart. Here no two draws are alike.
+    The colours may be lent by any other pair's foreground, and half of the time the whole picture is changed a little first,
+    so that neither can the real picture's own colours be learned by heart. Composites are made as `looks.change_look` says.
+    """
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        real, mask = self._read(index, rng, self.size)
+        if rng.random() < 0.5:
+            real = looks.apply(real.reshape(-1, 3), looks.draw_retouch(rng, 0.35)).reshape(real.shape)
+        reference = self._read(int(rng.integers(len(self))), rng, min(self.size, 64))
+        composite, _ = looks.change_look(real, mask, rng, reference) if mask.any() else (real, None)
+        return {"composite": _tensor(composite), "real": _tensor(real), "mask": torch.from_numpy(mask)[None].float()}
+
+    def _read(self, index: int, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Real picture [size, size, 3] float32 in [0, 1] and mask [size, size] bool, cropped and flipped as `Pairs` does."""
+        triple = self.triples[index]
+        real, mask = _open(triple.real, "RGB", size * 2), _open(triple.mask, "L")
+        box = _crop(mask, size, rng) if self.augment else (0, 0, *mask.size)
+        scaled = tuple(side * real_side / mask_side for side, real_side, mask_side in zip(box, real.size * 2, mask.size * 2))
+        pixels = np.asarray(real.resize((size, size), Image.Resampling.BILINEAR, box=scaled), np.float32) / 255
+        inside = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR, box=box)) >= 128
+        if self.augment and rng.random() < 0.5:
+            pixels, inside = pixels[:, ::-1], inside[:, ::-1]
+        return np.ascontiguousarray(pixels), np.ascontiguousarray(inside)
+
+
+def _crop(mask: Image.Image, size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Box of a random resized crop, drawn again (5 times at most) while the mask covers less than 1 % of it."""
+    for _ in range(6):
+        box = random_box(*mask.size, rng, (0.5, 1.0))
+        if np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR, box=box)).mean() >= 0.01 * 255:
+            break
+    return box
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -14,6 +14,10 @@ logger = logging.getLogger(__name__)
 
 # The weight of the published loss: a small foreground counts more, up to this factor.
 LARGEST_WEIGHT = 5.0
+# Added under the root of a sample's loss, so that a perfect sample's slope stays finite.
+ROOT_FLOOR = 1e-3
+# The constant channels of a UNet that starts as a copy, in standard deviations of a latent: they make its last normalisation almost constant.
+COPY_BOUND = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", type=int, default=8, help="normalisation groups of a new UNet; with few channels a group absolute colours are "
                         "normalised away (default %(default)s)")
     parser.add_argument("--heads", type=int, default=8, help="attention heads of a new UNet (default %(default)s)")
+    parser.add_argument("--start-as-copy", action="store_true", help="a new v-predicting UNet begins by answering the composite, not noise; saves a "
+                        "short training its first tenth")
     parser.add_argument("--top-attention", action="store_true", help="a new UNet attends on its first level too, as SD 1.5 does (slow on a CPU)")
     parser.add_argument("--null-text", type=int, nargs=2, default=(8, 64), metavar=("TOKENS", "WIDTH"), help="shape of a new null text (default %(default)s)")
     parser.add_argument("--prediction-type", choices=sampling.PREDICTIONS, help="of a new UNet (default: that of --from, else epsilon)")
@@ -35,10 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "nothing needs some, or it leaves noise there that the decoder smears over the edge (default %(default)s, as published)")
     parser.add_argument("--color-weight", type=float, default=0.0, help="what the squared error of the foreground's mean counts beside that of each latent; "
                         "the mean is its colour as a whole, which a short training finds last (default %(default)s, as published)")
+    parser.add_argument("--root", action="store_true", help="take the root of each sample's loss, so that samples count by how far off they are and not by "
+                        "its square: PSNR is a mean of logarithms, and the few pairs that nobody could guess do not rule it (default: off, as published)")
     parser.add_argument("--sampler-share", type=float, default=0.0, help="share of the samples that are trained where the 5-step sampler "
                         "goes: at its timesteps, from the model's own first estimate instead of the real picture (default %(default)s, as published)")
+    parser.add_argument("--first-share", type=float, default=0.25, help="share of those that stand at its first step, where the colour is found "
+                        "(default %(default)s)")
     parser.add_argument("--cache-latents", type=int, default=0, metavar="K", help="encode every pair K times before training, each time with another "
                         "crop, instead of anew in each step; for slow machines (default %(default)s: off)")
+    parser.add_argument("--recolor", action="store_true", help="make each composite anew from its real picture whenever it is drawn (make-composites' "
+                        "changes of look), instead of reading the listed one; with --cache-latents, K other ones a pair")
     parser.add_argument("--limit", type=int, default=0, help="use only this many pairs, evenly spread over the list (default: all)")
     loop.add_arguments(parser, steps=100_000, batch_size=16, learning_rate=1e-5)
 
@@ -47,17 +59,20 @@ def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/harmonizer.safetensors: UNet, VAE and null text in one file."""
     if args.size % 64:
         raise ValueError(f"--size must be a multiple of 64, got {args.size}")
-    if not 0 <= args.sampler_share <= 1:
-        raise ValueError(f"--sampler-share must lie between 0 and 1, got {args.sampler_share}")
+    for name in ("sampler_share", "first_share"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(args, name)}")
     start = _start(args)
     unet, vae = checkpoint.build_unet(start.unet).float().train(), checkpoint.build_vae(start.vae).float().requires_grad_(False)
-    pairs = data.Pairs(args.dataset, args.list, args.size, limit=args.limit)
+    vae.to(memory_format=torch.channels_last)
+    pairs = (data.Recolored if args.recolor else data.Pairs)(args.dataset, args.list, args.size, limit=args.limit)
     samples = pairs
     if args.cache_latents:
         samples = cache.Cached(args.output / "latents.safetensors", pairs, args, args.cache_latents, lambda batch, seeds: encode(vae, batch, None),
-                               torch.float16, {"vae": cache.fingerprint(vae), "limit": str(args.limit)})
+                               torch.float16, {"vae": cache.fingerprint(vae), "limit": str(args.limit), "recolor": str(args.recolor)})
     null_text = start.null_text.float()
-    objective = Objective(start.prediction_type, args.loss, args.sampler_share, null_text, args.background_weight, args.color_weight)
+    objective = Objective(start.prediction_type, args.loss, args.sampler_share, null_text, args.background_weight, args.color_weight,
+                          args.first_share, args.root)
 
     def loss(model, batch, generator):
         if not args.cache_latents:
@@ -94,8 +109,8 @@ class Objective:
     """
 
     def __init__(self, prediction_type: str, kind: str, sampler_share: float, null_text: torch.Tensor, background_weight: float = 0.0,
-                 color_weight: float = 0.0):
-        self.background_weight, self.color_weight = background_weight, color_weight
+                 color_weight: float = 0.0, first_share: float = 0.25, root: bool = False):
+        self.background_weight, self.color_weight, self.first_share, self.root = background_weight, color_weight, first_share, root
         self.prediction_type, self.kind, self.sampler_share, self.null_text = prediction_type, kind, sampler_share, null_text
         _, table = sampling.schedule(1000)
         self.sigmas = table[:-1].flip(0)  # by timestep, 0 to 999
@@ -118,7 +133,8 @@ class Objective:
             return model(scaled, timesteps, encoder_hidden_states=text[chosen]).sample.float()
 
         own = uniform(len(real)) < self.sampler_share
-        place = (uniform(len(real)) * len(self.own_timesteps)).long()
+        later = 1 + (uniform(len(real)) * (len(self.own_timesteps) - 1)).long()
+        place = torch.where(uniform(len(real)) < self.first_share, 0, later)
         drawn = (uniform(len(real)) * 1000).floor()
         timesteps = torch.where(own, self.own_timesteps.to(device)[place], drawn)
         sigma = self.sigma(timesteps)[:, None, None, None]
@@ -146,6 +162,8 @@ class Objective:
         if self.color_weight:
             mean = (mask * (prediction - target)).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)).clamp(min=1)
             each = each + self.color_weight * mean.square().mean(dim=1)
+        if self.root:
+            each = (each + ROOT_FLOOR).sqrt()
         estimate_error = (mask * (sampling.denoised(x, prediction, sigma, self.prediction_type) - real)).detach().square().sum(dim=(1, 2, 3))
         per_pixel = estimate_error / (4 * mask.sum(dim=(1, 2, 3)).clamp(min=1))
         numbers = {f"error_{name}": per_pixel[chosen].mean().item() for name, chosen in (("own", own), ("first", timesteps > 998.5)) if chosen.any()}
@@ -209,4 +227,47 @@ def _new_unet(args) -> checkpoint.Part:
         down_block_types=(f"{top}DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", f"{top}UpBlock2D"),
     )
+    if args.start_as_copy:
+        start_as_copy(unet)
     return checkpoint.part_from(unet)
+
+
+@torch.no_grad()
+def start_as_copy(unet) -> None:
+    """Makes a new UNet, a v-predicting one, answer the composite itself at the highest noise: it need not learn first to pass a picture through.
+
+    SD's UNet has a way straight from its first convolution to its last, by the skip of the last residual block, but a normalisation and a SiLU
+    stand in it. SiLU(a) - SiLU(-a) = a, so each latent channel travels twice, once negated; and each such pair shares its normalisation group
+    with the constants +-`COPY_BOUND`, whose variance is large beside a latent's, so that the group's scale is nearly one number. All
+    other channels begin as in any UNet, those of the noise a tenth as strong.
+
+    Raises:
+        ValueError: fewer than 4 channels a group, or fewer than 4 groups, in the first level.
+    """
+    channels, groups = unet.conv_in.out_channels, unet.conv_norm_out.num_groups
+    each = channels // groups
+    if each < 4 or groups < 4:
+        raise ValueError(f"--start-as-copy needs 4 groups of 4 channels in the first level, got {groups} of {each}: raise --widths or lower --groups")
+    last = unet.up_blocks[-1].resnets[-1]
+    deep = last.conv_shortcut.in_channels - channels
+    unet.conv_in.weight[:, :4] *= 0.1
+    unet.conv_out.weight *= 0.1
+    unet.conv_out.bias.zero_()
+    for block in unet.modules():
+        if type(block).__name__ == "ResnetBlock2D":
+            block.conv2.weight *= 0.0 if block is last else 0.3
+            block.conv2.bias.zero_()
+    for attention in list(getattr(unet.up_blocks[-1], "attentions", []))[-1:]:  # after the last residual block, with --top-attention
+        attention.proj_out.weight.zero_()
+        attention.proj_out.bias.zero_()
+    scale = ((0.8**2 + COPY_BOUND**2) / 2 * 4 / each) ** 0.5  # the group's standard deviation
+    for latent in range(4):
+        first = latent * each
+        group = slice(first, first + each)
+        last.conv_shortcut.weight[group], last.conv_shortcut.bias[group] = 0, 0
+        unet.conv_out.weight[:, group] = 0
+        for place, (sign, constant) in enumerate(((1, 0), (-1, 0), (0, COPY_BOUND), (0, -COPY_BOUND))):
+            unet.conv_in.weight[first + place], unet.conv_in.bias[first + place] = 0, constant
+            unet.conv_in.weight[first + place, 5 + latent, 1, 1] = sign
+            last.conv_shortcut.weight[first + place, deep + first + place] = 1
+            unet.conv_out.weight[latent, first + place, 1, 1] = -scale * sign
