@@ -117,7 +117,7 @@ def train(args: argparse.Namespace, model: torch.nn.Module, samples, loss: Calla
     args.output.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=args.weight_decay, fused=True)
     model.to(accelerator.device)
     ema = EMAModel(model.parameters(), decay=args.ema_decay) if args.ema_decay else None
     if ema:
