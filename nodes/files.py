@@ -30,13 +30,13 @@ def resolve(name: str, folders: list[str]) -> Path:
     where = " or ".join(folders)
     if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
         raise ValueError(f'"{name}" leaves the folder of DiffHarmony\'s checkpoints. Put the checkpoint into {where} and choose it from the list.')
-    for folder in folders:
-        if str(path) != "." and (Path(folder) / path).exists():
+    there = names(folders)
+    for folder in folders if str(path) in there else ():
+        if (Path(folder) / path).exists():
             return Path(folder) / path
-    there = ", ".join(names(folders))
     raise ValueError(
         f'There is no checkpoint "{name}". Put its file, or the unpacked folder of the published weights, into {where}, refresh, '
-        f"and choose it. There is: {there}."
+        f"and choose it. There is: {', '.join(there)}."
     )
 
 

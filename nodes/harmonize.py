@@ -163,6 +163,6 @@ def composite_latent(latent: dict, composite: torch.Tensor) -> torch.Tensor:
 def small_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, 1, H, W] as the UNet sees it, at 1/8 of `size`."""
     small = geometry.latent_mask(mask, size)
-    if not small.flatten(1).any(dim=1).all():
+    if (geometry.is_empty(small) & ~geometry.is_empty(mask)).any():
         logger.warning("A foreground is too small to be seen at %dx%d; use a higher resolution.", size[1], size[0])
     return small
