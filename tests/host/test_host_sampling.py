@@ -1,0 +1,143 @@
+"""Our MODEL among the host's own nodes: samplers, LoRA, model patches; and a run that is cancelled."""
+
+import pictures
+import pytest
+import torch
+import weights
+from graphs import BUNDLED, LATENT, SEED, condition, harmonize, hosts_noise, ksampler, wires
+from harness import Interrupted
+from safetensors.torch import save_file
+
+from diffharmony_models import checkpoint as checkpoints
+
+LORA = "tiny.safetensors"
+
+
+def custom(graph, model, conditioned):
+    guider = graph("BasicGuider", model=model, conditioning=conditioned[0])
+    sigmas = graph("BasicScheduler", model=model, scheduler="normal", steps=5, denoise=1.0)
+    parts = {"noise": graph("RandomNoise", noise_seed=SEED)[0], "guider": guider[0], "sigmas": sigmas[0]}
+    sampler = graph("KSamplerSelect", sampler_name="euler_ancestral")
+    return graph("SamplerCustomAdvanced", **parts, sampler=sampler[0], latent_image=conditioned[2])[0]
+
+
+@pytest.mark.parametrize("sample", [ksampler, custom])
+def test_stage_1_by_the_hosts_own_samplers(host, bundled, sample):
+    composite, mask = pictures.composites()
+    graph, shared = wires(host, BUNDLED, composite, mask)
+    (found,) = host.fetch(graph, sample(graph, shared["model"], condition(graph, shared, 64)))
+    expected = bundled.harmonize_latents(composite, mask, resolution=64, noise=hosts_noise(tuple(found.shape)))
+    assert (found - expected / bundled.vae.config.scaling_factor).abs().max() <= LATENT
+
+
+def test_a_frame_with_an_empty_mask_goes_through_ksampler_unharmed(host, bundled):
+    composite, mask = pictures.composites(2)
+    mask[0] = 0
+    graph, shared = wires(host, BUNDLED, composite, mask)
+    conditioned = condition(graph, shared, 64)
+    found, given = host.fetch(graph, ksampler(graph, shared["model"], conditioned), conditioned[2])
+    assert (found[0] - given[0]).abs().max() <= LATENT
+    assert (found[1] - given[1]).abs().max() > 1
+
+
+def lora(path, unet: dict) -> None:
+    """A LoRA of rank 2 on all queries of self-attention, under the names that training scripts for SD 1.5 give."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for key, value in unet.items():
+        if key.endswith("attn1.to_q.weight"):
+            name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+            state[f"{name}.lora_down.weight"] = torch.randn(2, value.shape[1], generator=generator)
+            state[f"{name}.lora_up.weight"] = torch.randn(value.shape[0], 2, generator=generator)
+            state[f"{name}.alpha"] = torch.tensor(2.0)
+    assert state
+    save_file(state, path)
+
+
+@pytest.fixture(scope="module")
+def whole(host) -> str:
+    """A checkpoint with attention on its uppermost level, and a LoRA for it."""
+    content = weights.whole()
+    checkpoints.write(content, host.models / "diffharmony" / "whole.safetensors")
+    (host.models / "loras").mkdir(exist_ok=True)
+    lora(host.models / "loras" / LORA, content.unet.state)
+    return "whole.safetensors"
+
+
+def lora_loader(graph, model, strength=1.0):
+    return graph("LoraLoaderModelOnly", model=model, lora_name=LORA, strength_model=strength)[0]
+
+
+def tome(graph, model):
+    return graph("TomePatchModel", model=model, ratio=0.5)[0]
+
+
+def discrete(graph, model):
+    return graph("ModelSamplingDiscrete", model=model, sampling="v_prediction", zsnr=True)[0]
+
+
+def rescale(graph, model):
+    return graph("RescaleCFG", model=model, multiplier=0.7)[0]
+
+
+def untouched(graph, model):
+    """The same MODEL, which the host does not know to be the same: what it answers is not from its memory."""
+    return graph("TestInterrupt", model=model, calls=0)[0]
+
+
+def cancelling(graph, model):
+    return graph("TestInterrupt", model=model, calls=3)[0]
+
+
+def harmonized(host, checkpoint: str, patch=None, seed: int = SEED) -> torch.Tensor:
+    composite, mask = pictures.composites()
+    graph, shared = wires(host, checkpoint, composite, mask)
+    if patch:
+        shared["model"] = patch(graph, shared["model"])
+    return host.fetch(graph, harmonize(graph, shared, 64, seed=seed))[0]
+
+
+@pytest.mark.parametrize("patch", [lora_loader, tome, discrete])
+def test_a_model_node_between_takes_effect_and_leaves_the_model_alone(host, whole, patch):
+    plain = harmonized(host, whole)
+    patched = harmonized(host, whole, patch)
+    assert torch.isfinite(patched).all() and (patched - plain).abs().max() > 0.01
+    assert torch.equal(harmonized(host, whole, untouched), plain)
+
+
+@pytest.mark.parametrize("patch", [rescale, lambda graph, model: lora_loader(graph, model, strength=0.0)], ids=["cfg", "lora"])
+def test_a_model_node_that_has_nothing_to_do_changes_nothing(host, whole, patch):
+    assert (harmonized(host, whole, patch) - harmonized(host, whole)).abs().max() <= LATENT
+
+
+def test_a_cancelled_run_leaves_the_model_fit_for_the_next(host, whole):
+    before = harmonized(host, whole)
+    with pytest.raises(Interrupted):
+        harmonized(host, whole, cancelling)
+    assert torch.equal(harmonized(host, whole, untouched, seed=SEED + 1), harmonized(host, whole, seed=SEED + 1))
+    assert torch.equal(harmonized(host, whole), before)
+
+
+def test_cancel_from_the_browser_is_answered(host):
+    assert host.post("/interrupt", {}) is None
+
+
+def test_the_harmonized_latent_goes_on_into_another_sampler(host):
+    composite, mask = pictures.composites()
+    graph, shared = wires(host, BUNDLED, composite, mask)
+    latent = harmonize(graph, shared, 64)
+    conditioned = condition(graph, shared, 64)
+    wired = ksampler(graph, shared["model"], conditioned, latent_image=latent, denoise=0.3)
+    first, second = host.fetch(graph, latent, wired)
+    assert torch.isfinite(second).all() and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_sde", "heun", "lcm"])
+def test_other_samplers_and_schedulers(host, sampler):
+    composite, mask = pictures.composites(2)
+    graph, shared = wires(host, BUNDLED, composite, mask)
+    (together,) = host.fetch(graph, harmonize(graph, shared, 64, sampler_name=sampler, scheduler="karras"))
+    assert torch.isfinite(together).all()
+    graph, shared = wires(host, BUNDLED, composite[1:], mask[1:])
+    (alone,) = host.fetch(graph, harmonize(graph, shared, 64, sampler_name=sampler, scheduler="karras", seed=SEED + 1))
+    assert (together[1:] - alone).abs().max() <= LATENT
