@@ -164,6 +164,7 @@ def load_refiner(part: Part, weight_dtype: str):
     load_device = mm.get_torch_device()
     parameters = comfy.utils.calculate_parameters(part.state)
     dtype = WEIGHT_DTYPES[weight_dtype] or mm.unet_dtype(load_device, parameters, [torch.bfloat16, torch.float32])
+    dtype = mm.unet_manual_cast(dtype, load_device) or dtype  # what the device computes in: this network does not cast as it goes
     # Copies: what is mapped from a file must not outlive the file.
     own = Part(part.config, {key: tensor.to(dtype, copy=True) for key, tensor in part.state.items()})
     module = checkpoint.build_refiner(own).requires_grad_(False)
@@ -238,8 +239,8 @@ def check_model(model, node: str) -> None:
     if not harmonizing or tuple(inner.concat_keys) != ("mask", "masked_image"):
         name = "DiffHarmony" if isinstance(config, _Config) else type(config).__name__
         raise ValueError(
-            f"{node} got a MODEL of the kind {name} with {channels} input channels; it needs DiffHarmony's, with 9 (noisy latent "
-            "4, mask 1, composite latent 4). Wire the MODEL of LoadDiffHarmony."
+            f"{node} got a MODEL of the kind {name} with {channels} input channels; it needs DiffHarmony's: SD 1.5's inpainting network "
+            "with 9 (noisy latent 4, mask 1, composite latent 4). Wire the MODEL of LoadDiffHarmony."
         )
 
 
