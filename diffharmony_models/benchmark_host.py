@@ -20,6 +20,7 @@ from . import checkpoint, images
 from .benchmark_loops import last_line, random_checkpoint
 
 START_SECONDS = 600  # for a server to answer
+_OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # this machine's own, whatever proxy is set
 _SAMPLER = {"seed": 0, "steps": 5, "sampler_name": "euler_ancestral", "scheduler": "normal"}
 _NULL_TEXT = {"class_type": "LoadDiffHarmony", "inputs": {"checkpoint": "null.safetensors", "weight_dtype": "default"}}
 
@@ -97,6 +98,7 @@ def measure(comfyui: Path, python: str, folder: Path, graph: dict, device: str) 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [python, "main.py", "--port", str(port), "--base-directory", str(folder), "--disable-auto-launch", "--disable-api-nodes"]
+    command += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
     command += ["--cpu"] if device == "cpu" else []
     with open(folder / "server.log", "w+") as log:
         server = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
@@ -131,7 +133,7 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
     while time.monotonic() < end:
         _alive(server, log)
         try:
-            urllib.request.urlopen(address, timeout=10).close()
+            _OPEN(address, timeout=10).close()
             return
         except OSError:  # URLError is one
             time.sleep(1)
@@ -147,7 +149,7 @@ def _ask(address: str, content: dict | None = None) -> dict:
     data = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with _OPEN(request, timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise ValueError(f"ComfyUI refused the graph: {error.read().decode(errors='replace')[:500]}") from error
