@@ -79,7 +79,7 @@ class Host:
         self.process = None
 
     def start(self) -> None:
-        for folder in ("models", "input", "output", "user", "temp", "custom_nodes", "elsewhere/harmonizers"):
+        for folder in ("models/diffharmony", "input", "output", "user", "temp", "custom_nodes", "elsewhere/harmonizers"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         (self.base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
         (self.base / "custom_nodes" / "diffharmony_testing.py").symlink_to(Path(__file__).with_name("testing_nodes.py"))

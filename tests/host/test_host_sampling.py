@@ -1,11 +1,13 @@
 """Our MODEL among the host's own nodes: samplers, LoRA, model patches; and a run that is cancelled."""
 
+import time
+
 import pictures
 import pytest
 import torch
 import weights
 from graphs import BUNDLED, LATENT, SEED, condition, harmonize, hosts_noise, ksampler, wires
-from harness import Interrupted
+from harness import RUN, Interrupted
 from safetensors.torch import save_file
 
 from diffharmony_models import checkpoint as checkpoints
@@ -82,11 +84,7 @@ def rescale(graph, model):
 
 def untouched(graph, model):
     """The same MODEL, which the host does not know to be the same: what it answers is not from its memory."""
-    return graph("TestInterrupt", model=model, calls=0)[0]
-
-
-def cancelling(graph, model):
-    return graph("TestInterrupt", model=model, calls=3)[0]
+    return graph("TestPause", model=model, calls=0, file="never")[0]
 
 
 def harmonized(host, checkpoint: str, patch=None, seed: int = SEED) -> torch.Tensor:
@@ -112,14 +110,20 @@ def test_a_model_node_that_has_nothing_to_do_changes_nothing(host, whole, patch)
 
 def test_a_cancelled_run_leaves_the_model_fit_for_the_next(host, whole):
     before = harmonized(host, whole)
+    graph, shared = wires(host, whole, *pictures.composites())
+    shared["model"] = graph("TestPause", model=shared["model"], calls=3, file="paused")[0]
+    graph("TestSave", value=harmonize(graph, shared, 64), file="cancelled")
+    run = host.queue(graph)
+    end = time.monotonic() + RUN
+    while not (host.output / "paused").exists():
+        assert time.monotonic() < end, "the third step was never reached"
+        time.sleep(0.02)
+    host.post("/interrupt", {})
     with pytest.raises(Interrupted):
-        harmonized(host, whole, cancelling)
-    assert torch.equal(harmonized(host, whole, untouched, seed=SEED + 1), harmonized(host, whole, seed=SEED + 1))
+        host.wait(run)
+    assert not (host.output / "cancelled").exists()
+    assert torch.equal(harmonized(host, whole, untouched), before)
     assert torch.equal(harmonized(host, whole), before)
-
-
-def test_cancel_from_the_browser_is_answered(host):
-    assert host.post("/interrupt", {}) is None
 
 
 def test_the_harmonized_latent_goes_on_into_another_sampler(host):

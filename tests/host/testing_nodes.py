@@ -1,9 +1,10 @@
-"""Nodes for the tests alone: exact tensors in and out, models of the wrong kind, a run that cancels itself.
+"""Nodes for the tests alone: exact tensors in and out, models of the wrong kind, a run that waits to be cancelled.
 
 The tests put this file into the custom_nodes of a temporary host. It is not part of the package.
 """
 
 import os
+import time
 
 import comfy.model_base
 import comfy.model_management
@@ -75,8 +76,8 @@ class TestFake:
         return (KINDS[kind](),)
 
 
-class TestInterrupt:
-    """A MODEL that cancels the run, as the Cancel button does, when it is called the n-th time. calls: n."""
+class TestPause:
+    """A MODEL that, called the n-th time, lays down a file and waits until the run is cancelled. calls: n, 0 for never."""
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
@@ -84,15 +85,18 @@ class TestInterrupt:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "calls": ("INT", {"default": 2})}}
+        return {"required": {"model": ("MODEL",), "calls": ("INT", {"default": 0}), "file": ("STRING", {})}}
 
-    def patch(self, model, calls):
+    def patch(self, model, calls, file):
         model, left = model.clone(), [calls]
 
         def call(apply_model, arguments):
             left[0] -= 1
             if left[0] == 0:
-                comfy.model_management.interrupt_current_processing()
+                with open(os.path.join(folder_paths.get_output_directory(), file), "wb"):
+                    pass
+                while not comfy.model_management.processing_interrupted():
+                    time.sleep(0.02)
             return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
 
         model.set_model_unet_function_wrapper(call)
@@ -218,4 +222,4 @@ KINDS = {
     "tiny VAE": vae(4),
 }
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestLoad, TestSave, TestFake, TestInterrupt, TestCheckpoint)}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (TestLoad, TestSave, TestFake, TestPause, TestCheckpoint)}
