@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--checkpoint", help="file or folder (the bundled checkpoint)")
     run = parser.add_argument_group("running a checkpoint")
     run.add_argument("--ending", choices=[*ENDINGS, "both"], default="both", help="which ending is scored (%(default)s)")
-    run.add_argument("--no-refine", action="store_true", help="leave the refinement out")
+    run.add_argument("--no-refine", action="store_true", help="score the paper's ending without its refinement")
     run.add_argument("--resolution", metavar="R", type=resolution, default=0, help="stage 1's resolution (0: the checkpoint's own)")
     run.add_argument("--native-size", action="store_true", help="harmonize at the picture's own size, scale the result down")
     run.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (%(default)s)")

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="end as the paper does: the decoded image, scaled down and refined. Default: the original's pixels with the new colours",
     )
-    parser.add_argument("--no-refine", action="store_true", help="leave the refiner out")
+    parser.add_argument("--no-refine", action="store_true", help="with --paper: leave the refiner out")
     parser.add_argument(
         "--feather", metavar="F", type=feather, default=0, help="pixels over which the foreground's edge fades in, inwards (default: 0)"
     )
@@ -237,12 +237,12 @@ def sheet(composite: torch.Tensor, mask: torch.Tensor, harmonized: torch.Tensor,
     height, width = composite.shape[-2:]
     scale = min(1, SHEET_SIDE / max(height, width))
     harmonized = geometry.resize(harmonized, (max(1, round(height * scale)), max(1, round(width * scale))))
-    ending = "refined" if not args.no_refine else "not refined"
+    ending = "not refined" if args.no_refine else "refined"
     panels = [
         ("composite", composite),
         ("mask", mask),
         ("harmonized", harmonized),
-        (ending if args.paper else f"{ending}, colours carried to the original", refined),
+        (ending if args.paper else "colours carried to the original", refined),
     ]
     return images.comparison_sheet([panels] if height > width else [panels[:2], panels[2:]], SHEET_SIDE, title)
 

@@ -233,8 +233,8 @@ class DiffHarmony:
 
         output_size: (height, width) of the result, to which composite and mask are resized first; None: the
         composite's own. ending: "transfer" carries the colours to the composite's own pixels; "paper" scales the decoded
-        image to the output size and refines it there. refine: run the refiner; for "transfer" it runs before the colours
-        are carried over, at the decoded image's size or at the one it was trained at, whichever is smaller.
+        image to the output size and refines it there. refine: run the refiner, for "paper"; "transfer" reads the colours,
+        and how noisy they are, from the decoded image itself.
         feather: pixels by which a hard mask's edge is softened inwards. harmony_vae: encode and decode by the
         Harmony-VAE (one more draw, the last); None: "transfer" does where there is one, "paper" only where there is no
         other VAE, for its figures are the plain one's. progress: called with (done, steps + 3).
@@ -350,30 +350,22 @@ class DiffHarmony:
     ) -> torch.Tensor:
         """From the decoded image at the inference size to the final one at the composite's."""
         self._check_ending(ending, refine)
-        size = composite.shape[-2:] if ending == "paper" else self._refining_size(harmonized) if refine else None
-        if size is not None:
-            harmonized = geometry.resize(harmonized, size)
+        if ending == "transfer":
+            from .transfer import transfer
+
+            return transfer(harmonized, composite, mask, feather=feather)
+        harmonized = geometry.resize(harmonized, composite.shape[-2:])
         if refine:
-            small, small_mask = geometry.resize(composite, size), geometry.resize(mask, size)
-            inputs = (tensor.to(self.device) for tensor in (harmonized, small, small_mask))
+            inputs = (tensor.to(self.device) for tensor in (harmonized, composite, mask))
             harmonized = refine_image(self.refiner, *inputs).to(composite.device)
             self._finite(harmonized, "refined image")
-        if ending == "paper":
-            return geometry.paste(harmonized, composite, mask, feather)
-        from .transfer import transfer
-
-        return transfer(harmonized, composite, mask, feather=feather)
+        return geometry.paste(harmonized, composite, mask, feather)
 
     def _check_ending(self, ending: str, refine: bool) -> None:
         if ending not in ENDINGS:
             raise ValueError(f'Unknown ending "{ending}"; expected one of {", ".join(ENDINGS)}.')
-        if refine:
+        if refine and ending == "paper":
             self._need("refiner")
-
-    def _refining_size(self, harmonized: torch.Tensor) -> tuple[int, int]:
-        height, width = harmonized.shape[-2:]
-        shrink = min(1.0, self.refiner.config["sample_size"] / (height * width) ** 0.5)
-        return max(1, round(height * shrink)), max(1, round(width * shrink))
 
     def _size(self, composite: torch.Tensor, resolution: int, shape: str) -> tuple[int, int]:
         return geometry.inference_size(*composite.shape[-2:], resolution or self.resolution, shape)

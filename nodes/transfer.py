@@ -7,8 +7,6 @@ from comfy_api.latest import io
 from ..diffharmony_models import geometry
 from ..diffharmony_models import transfer as engine
 from . import host, inputs
-from .load import DiffHarmonyRefiner
-from .refine import refined
 
 NODE = "TransferToFullResolution"
 
@@ -45,34 +43,19 @@ class TransferToFullResolution(io.ComfyNode):
                     tooltip="1: all of the composite's texture. 0: the harmonized picture itself, scaled up.",
                 ),
                 io.Int.Input("feather", default=0, min=0, max=512, tooltip="Pixels of the composite over which the foreground's edge fades in."),
-                DiffHarmonyRefiner.Input(
-                    "refiner",
-                    optional=True,
-                    tooltip="Refines the small picture before its colours are taken, as the command line does. Leave it out behind RefineResidual.",
-                ),
             ],
             outputs=[io.Image.Output("IMAGE")],
         )
 
     @classmethod
-    def execute(cls, harmonized, composite, mask, radius, detail, feather, refiner=None) -> io.NodeOutput:
+    def execute(cls, harmonized, composite, mask, radius, detail, feather) -> io.NodeOutput:
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)
         harmonized = inputs.rendered(harmonized, composite, NODE)
         empty = geometry.is_empty(mask)
-        if refiner is not None and not empty.all():
-            size = refining_size(harmonized, refiner.model.config["sample_size"])
-            harmonized = refined(refiner, *(geometry.resize(picture, size) for picture in (harmonized, composite, mask)))
         result = composite.clone()
         for one in host.each(len(composite)):
             if not empty[one].all():
                 settings = {"radius": radius, "feather": feather, "detail": detail}
                 result[one] = engine.transfer(harmonized[one], composite[one], mask[one], **settings)
         return io.NodeOutput(inputs.to_host(result))
-
-
-def refining_size(harmonized: torch.Tensor, trained: int) -> tuple[int, int]:
-    """(height, width): the harmonized picture's, or that of the refiner's training (a square of side `trained`) if that is smaller."""
-    height, width = harmonized.shape[-2:]
-    shrink = min(1.0, trained / (height * width) ** 0.5)
-    return max(1, round(height * shrink)), max(1, round(width * shrink))

@@ -65,7 +65,7 @@ def test_both_endings(host, bundled):
     graph, shared = wires(host, BUNDLED, composite, mask)
     harmonized = decode(graph, shared, harmonize(graph, shared, 128))
     inputs = pick(shared, "composite", "mask", "refiner")
-    carried = graph("TransferToFullResolution", harmonized=harmonized, **inputs, radius=12, detail=1.0, feather=2)
+    carried = graph("TransferToFullResolution", harmonized=harmonized, **pick(shared, "composite", "mask"), radius=12, detail=1.0, feather=2)
     refined = graph("RefineResidual", harmonized=harmonized, **inputs, strength=1.0, keep_background=True, feather=0)
     found = [each.movedim(-1, 1) for each in host.fetch(graph, carried[0], refined[0])]
     settings = {"seeds": [SEED], "resolution": 128, "harmony_vae": False}
