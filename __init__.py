@@ -1,5 +1,7 @@
 """DiffHarmony for ComfyUI: makes a pasted foreground belong to its picture."""
 
+WEB_DIRECTORY = "./web"  # the help pages, and the script that brings the examples' pictures
+
 
 async def comfy_entrypoint():
     """What ComfyUI calls to get the nodes; nothing is imported before."""

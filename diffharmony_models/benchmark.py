@@ -31,7 +31,7 @@ DEMO_SECONDS, DEMO_MB = 20, 1500  # the bounds, on two CPU cores
 IMPORT_SECONDS = 3
 EQUAL = 200.0  # dB that stand for pictures without any difference
 HEAVY = ("diffusers", "transformers", "accelerate", "torch")
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
 
 # Runs a command and notes its time and memory. A process of its own, and a small one: on Linux a new process starts with the peak
 # memory of the one that started it. ru_maxrss is in bytes on macOS, in kilobytes elsewhere; Windows has none.
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", metavar="N", type=int, default=3, help="runs behind each figure; times are medians (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
     demo = parser.add_argument_group("the demo command")
-    demo.add_argument("--composite", metavar="FILE", type=Path, help="another picture than examples/astronaut.jpg, with its --mask")
+    demo.add_argument("--composite", metavar="FILE", type=Path, help="another picture than workflows/pictures/astronaut.jpg, with its --mask")
     demo.add_argument("--mask", metavar="FILE", type=Path)
     demo.add_argument("--checkpoint", metavar="C", type=Path, help="other weights than the bundled ones")
     full = parser.add_argument_group("full-size weights", "Needs 4 GB of disk in the temporary folder (TMPDIR) and 6 GB of memory.")

@@ -140,14 +140,14 @@ def test_the_links_of_the_readme_lead_somewhere():
 
 
 def test_the_demo_composite():
-    composite, mask = ROOT / "examples" / "astronaut.jpg", ROOT / "examples" / "astronaut_mask.png"
+    composite, mask = (ROOT / "workflows" / "pictures" / name for name in ("astronaut.jpg", "astronaut_mask.png"))
     with Image.open(composite) as picture, Image.open(mask) as matte:
         assert (picture.mode, matte.mode) == ("RGB", "L")
         assert picture.size == matte.size and max(picture.size) <= 768
         share = (np.asarray(matte) >= 128).mean()
     assert 0.1 < share < 0.5
     assert composite.stat().st_size + mask.stat().st_size < 300_000
-    sources = (ROOT / "examples" / "SOURCES.md").read_text(encoding="utf-8")
+    sources = (ROOT / "workflows" / "pictures" / "SOURCES.md").read_text(encoding="utf-8")
     assert composite.name in sources and mask.name in sources and "public domain" in sources
 
 
