@@ -1,5 +1,6 @@
 import pytest
 
+import browser
 import graphs
 import harness
 import weights
@@ -31,3 +32,25 @@ def published(host):
     folder = host.models / "diffharmony"
     weights.published(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium(host):
+    """A headless Chromium. Skips where there is none, or no playwright to drive it."""
+    found = browser.find()
+    if isinstance(found, str):
+        pytest.skip(found)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(found), args=list(browser.FLAGS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(chromium, host):
+    """The host's page, open in a tab of its own."""
+    tab = browser.Tab(chromium, host)
+    yield tab
+    tab.close()
