@@ -26,6 +26,8 @@ import folder_paths
 import latent_preview
 import node_helpers
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from PIL import Image
 
 from ..diffharmony_models import checkpoint, refiner, sampling
 from ..diffharmony_models.checkpoint_parts import Part, line
@@ -38,6 +40,7 @@ FOLDER = "diffharmony"
 ATTACHMENT = "diffharmony_resolution"  # on a MODEL and in the null text: the checkpoint's own resolution
 VAE_ATTACHMENT = "diffharmony_vae"  # on a MODEL: the first width of the VAE that it was trained with
 PUBLISHED_RESOLUTION = 1024
+SD_VAE_WIDTH = 128  # the first width of Stable Diffusion's VAE
 WEIGHT_DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 
@@ -108,6 +111,25 @@ class _Config(comfy.supported_models.SD15):
         types = comfy.model_base.ModelType
         return types.V_PREDICTION if self.prediction_type == "v_prediction" else types.EPS
 
+    def get_model(self, state_dict, prefix="", device=None):
+        model = _Network(self, model_type=self.model_type(state_dict, prefix), device=device)
+        model.set_inpaint()
+        return model
+
+
+class _Network(comfy.model_base.BaseModel):
+    """The host's inpainting network, which says in words what it cannot take: sampler nodes do not look at CONDITIONING."""
+
+    ADVICE = "Wire positive and negative of DiffHarmonyConditioning, with the null_text of the LoadDiffHarmony that gave the MODEL."
+
+    def extra_conds(self, **kwargs):
+        found, wanted = kwargs.get("cross_attn"), self.model_config.unet_config["context_dim"]
+        if found is not None and found.shape[-1] != wanted:
+            raise ValueError(f"DiffHarmony's MODEL got CONDITIONING of width {found.shape[-1]}; it takes {wanted}. {self.ADVICE}")
+        if kwargs.get("concat_latent_image") is None:
+            raise ValueError(f"DiffHarmony's MODEL got CONDITIONING without a composite and its mask. {self.ADVICE}")
+        return super().extra_conds(**kwargs)
+
 
 def load_unet(part: Part, prediction_type: str, resolution: int, weight_dtype: str):
     """A UNet part as a MODEL that samples as published and carries the checkpoint's resolution.
@@ -138,10 +160,28 @@ def load_unet(part: Part, prediction_type: str, resolution: int, weight_dtype: s
     return patcher
 
 
-def pair(model, part: Part) -> None:
-    """Tells a MODEL of the VAE part that it was trained with: how its latents are scaled, and how to know it again."""
-    model.model.latent_format = comfy.latent_formats.SD15(part.config.get("scaling_factor", 0.18215))
-    model.set_attachments(VAE_ATTACHMENT, part.config["block_out_channels"][0])
+def pair(model, vae, part: Part) -> None:
+    """Tells a MODEL of the VAE that it was trained with, and of the part this was made from: how its latents are scaled, what
+    they look like in previews, and how to know it again."""
+    scale, width = part.config.get("scaling_factor", 0.18215), part.config["block_out_channels"][0]
+    latent_format = comfy.latent_formats.SD15(scale)
+    if width != SD_VAE_WIDTH:
+        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = _preview_factors(vae, scale)
+        latent_format.taesd_decoder_name = None  # made for SD's latents
+    model.model.latent_format = latent_format
+    model.set_attachments(VAE_ATTACHMENT, width)
+
+
+def _preview_factors(vae, scale: float) -> tuple[list, list]:
+    """What the host's previews need for latents of a VAE of its own: the linear map from scaled latents to RGB in [-1, 1]
+    that fits plain colours best, [4][3] and [3]."""
+    levels = torch.linspace(0, 1, 4)
+    colors = torch.cartesian_prod(levels, levels, levels)
+    patches = colors[:, :, None, None].expand(-1, -1, 64, 64)
+    latents = encode(vae, patches).mean[:, :, 2:-2, 2:-2].float().cpu().mean(dim=(2, 3)) * scale
+    system = torch.cat([latents, torch.ones(len(latents), 1)], dim=1)
+    solution = torch.linalg.lstsq(system, colors * 2 - 1).solution
+    return solution[:4].tolist(), solution[4].tolist()
 
 
 def load_vae(part: Part, weight_dtype: str):
@@ -380,21 +420,34 @@ def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: tor
     # The widest level holds the skips, a concatenation of two widths and the working copies of one block.
     channels = module.config["block_out_channels"][0] * (module.config["layers_per_block"] + 8)
     mm.load_models_gpu([patcher], memory_required=height * width * channels * mm.dtype_size(module.conv_in.weight.dtype))
-    results = []
-    for one in each(len(composite)):
+    results = harmonized.to(mm.intermediate_device(), torch.float32, copy=True)
+    for one in each(results):
         inputs = (tensor[one].to(device) for tensor in (harmonized, composite, mask))
         with torch.no_grad():
-            results.append(refiner.refine(module, *inputs).to(mm.intermediate_device()).float())
-    return torch.cat(results)
+            results[one] = refiner.refine(module, *inputs).to(results)
+    return results
 
 
-def each(count: int):
-    """Slices for one picture after the other, with a progress bar; stops where the user has cancelled."""
+def each(results: torch.Tensor):
+    """Slices for one picture after the other, with the progress bar; stops where the user has cancelled.
+
+    results: [B, 3, H, W] in [0, 1], into which the caller writes each result. The preview shows what lies there before and after.
+    """
+    count = len(results)
     bar = comfy.utils.ProgressBar(count)
     for index in range(count):
         mm.throw_exception_if_processing_interrupted()
+        bar.update_absolute(index, count, _preview(results[index]))
         yield slice(index, index + 1)
-        bar.update(1)
+        bar.update_absolute(index + 1, count, _preview(results[index]))
+
+
+def _preview(picture: torch.Tensor) -> tuple | None:
+    """A picture [3, H, W] as the host's progress bar takes it, which scales it; None where the user wants no previews."""
+    if args.preview_method == LatentPreviewMethod.NoPreviews:
+        return None
+    pixels = (picture.clamp(0, 1) * 255).round().to("cpu", torch.uint8).movedim(0, -1)  # CHW -> HWC
+    return "JPEG", Image.fromarray(pixels.numpy()), latent_preview.MAX_PREVIEW_RESOLUTION
 
 
 def check_refiner(patcher, node: str) -> None:

@@ -79,7 +79,7 @@ class LoadDiffHarmony(io.ComfyNode):
         if found.vae:
             vae = host.load_vae(found.vae, weight_dtype)
             if model is not None:
-                host.pair(model, found.vae)
+                host.pair(model, vae, found.vae)
         refiner = checkpoints.read(path, parts=("refiner",)).refiner
         refiner = host.load_refiner(refiner, weight_dtype) if refiner else None
         null_text = host.conditioning_of(clip, resolution) if clip is not None else _null_text(path, resolution)

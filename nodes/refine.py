@@ -38,16 +38,11 @@ class RefineResidual(io.ComfyNode):
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)
         harmonized = geometry.resize(inputs.rendered(harmonized, composite, NODE), composite.shape[-2:])
-        result = torch.lerp(harmonized, refined(refiner, harmonized, composite, mask), strength)
+        refined = host.refine(refiner, harmonized, composite, mask).to(composite.device)
+        if not torch.isfinite(refined).all():
+            raise ValueError(f"{NODE}: the refined image holds NaN. Choose weight_dtype fp32 in LoadDiffHarmony, or get the weights anew.")
+        result = torch.lerp(harmonized, refined, strength)
         if keep_background:
             result = geometry.paste(result, composite, mask, feather)
         empty = geometry.is_empty(mask)[:, None, None, None]
         return io.NodeOutput(inputs.to_host(torch.where(empty, composite, result)))
-
-
-def refined(refiner, harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """All [B, C, H, W] of one size to the refined image, [B, 3, H, W] in [0, 1]. ValueError where it is not finite."""
-    result = host.refine(refiner, harmonized, composite, mask).to(composite.device)
-    if not torch.isfinite(result).all():
-        raise ValueError("The refined image holds NaN. Choose weight_dtype fp32 in LoadDiffHarmony, or get the weights anew.")
-    return result

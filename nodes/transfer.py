@@ -54,7 +54,7 @@ class TransferToFullResolution(io.ComfyNode):
         harmonized = inputs.rendered(harmonized, composite, NODE)
         empty = geometry.is_empty(mask)
         result = composite.clone()
-        for one in host.each(len(composite)):
+        for one in host.each(result):
             if not empty[one].all():
                 settings = {"radius": radius, "feather": feather, "detail": detail}
                 result[one] = engine.transfer(harmonized[one], composite[one], mask[one], **settings)

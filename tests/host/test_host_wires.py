@@ -5,7 +5,7 @@ import pictures
 import pytest
 import torch
 import weights
-from graphs import BUNDLED, condition, decode, harmonize, pick, wires
+from graphs import BUNDLED, condition, decode, harmonize, ksampler, pick, wires
 from harness import Failed
 
 from diffharmony_models import checkpoint as checkpoints
@@ -116,6 +116,29 @@ def test_wrong_wires(host, case):
     message = str(failure.value)
     assert (failure.value.node, failure.value.kind) == (name, "ValueError"), message
     assert all(word in message for word in words), message
+
+
+# What reaches the host's own KSampler as CONDITIONING, and the words of its message.
+SAMPLER_CASES = {
+    "a text encoder's": (lambda host, graph, shared: text(768)(host, graph), ["768", "64", "DiffHarmonyConditioning"]),
+    "the null text without the composite": (lambda host, graph, shared: shared["null_text"], ["composite", "DiffHarmonyConditioning"]),
+    "a composite with another checkpoint's null text": (
+        lambda host, graph, shared: condition(graph, {**shared, "null_text": text(24)(host, graph)}, 64)[0],
+        ["24", "64", "LoadDiffHarmony"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLER_CASES)
+def test_wrong_conditioning_at_a_sampler(host, case):
+    wrong, words = SAMPLER_CASES[case]
+    graph, shared = wired(host)
+    conditioned = wrong(host, graph, shared)
+    inputs = {"positive": conditioned, "negative": conditioned, "latent_image": shared["latent"]}
+    with pytest.raises(Failed) as failure:
+        host.fetch(graph, ksampler(graph, shared["model"], condition(graph, shared, 64), **inputs))
+    message = str(failure.value)
+    assert failure.value.kind == "ValueError" and all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("name", ["HarmonizeLatent", "DiffHarmonyConditioning", "VAEDecodeHigherRes", "RefineResidual", "TransferToFullResolution"])
