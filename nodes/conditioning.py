@@ -44,6 +44,7 @@ class DiffHarmonyConditioning(io.ComfyNode):
         host.check_text(null_text, NODE)
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)
+        inputs.warn_of_inversion(mask, NODE)
         size = inference_size(composite, resolution or host.resolution_of(null_text), shape)
         latent = host.encode(vae, geometry.resize(composite, size)).mean
         conditioned = host.condition(null_text, latent, small_mask(mask, size))

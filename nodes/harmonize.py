@@ -72,6 +72,7 @@ class HarmonizeLatent(io.ComfyNode):
         host.warn_of_other_vae(model, vae)
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)
+        inputs.warn_of_inversion(mask, NODE)
         size = inference_size(composite, resolution or host.resolution_of(null_text, model), shape)
         if latent is not None:
             latent = composite_latent(latent, composite)
@@ -87,7 +88,10 @@ class HarmonizeLatent(io.ComfyNode):
         else:
             posterior = None
         if not keep:
-            logger.warning("The mask is empty: nothing to harmonize, the composite is given back.")
+            logger.warning(
+                "The mask is empty: nothing to harmonize, the composite is given back. For a black-and-white mask, Load Image (as Mask) "
+                "must read channel red, not alpha."
+            )
             return io.NodeOutput({"samples": latent.clone()})
 
         # The published order: start noise, posterior, one for each step.

@@ -4,31 +4,41 @@ The host's IMAGE is [B, H, W, C] in [0, 1], its MASK [B, H, W] in [0, 1]; the en
 [B, 1, H, W]. Nothing here changes its arguments.
 """
 
+import logging
+import math
+
 import torch
 
 from ..diffharmony_models import geometry
 
+logger = logging.getLogger(__name__)
+
 LATENT_CHANNELS = 4
+OVERSHOOT = 0.5  # by which a scaling filter may leave [0, 1]; what goes beyond is no such picture
+NO_MASK = (64, 64)  # (height, width) of the empty mask that LoadImage makes up for a picture without transparency
 
 
 def image(value: torch.Tensor | None, name: str, node: str) -> torch.Tensor:
-    """An IMAGE as [B, 3, H, W] float32, an alpha channel left out. ValueError for what is no picture."""
+    """An IMAGE as [B, 3, H, W] float32: grey as three equal channels, an alpha channel left out. ValueError for what is no picture."""
     if value is None:
         raise ValueError(f"{node} got no {name}: the node before it gave None. Wire an IMAGE, as LoadImage gives one.")
-    if not torch.is_tensor(value) or value.ndim != 4 or value.shape[-1] not in (3, 4):
+    if not torch.is_tensor(value) or value.ndim != 4 or value.shape[-1] not in (1, 3, 4):
         found = list(value.shape) if torch.is_tensor(value) else type(value).__name__
         raise ValueError(
             f"{node}: {name} must be an IMAGE [batch, height, width, 3], not {found}. Wire an IMAGE, as LoadImage gives one."
         )
-    if value.shape[0] == 0:
-        raise ValueError(f"{node}: {name} is an empty batch. Give at least one picture.")
-    return value[..., :3].float().movedim(-1, 1)  # BHWC -> BCHW
+    if not value.numel():
+        raise ValueError(f"{node}: {name} is an empty batch, {list(value.shape)}. Give at least one picture.")
+    value = value[..., :3].float()
+    _check_values(value, f"{node}: {name}")
+    return value.expand(-1, -1, -1, 3).movedim(-1, 1)  # BHWC -> BCHW
 
 
 def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torch.Tensor:
     """A MASK as [B, 1, H, W] of the composite's size and batch; one mask goes with every picture.
 
-    composite: [B, 3, H, W]. A mask of the composite's proportions is scaled to it; ValueError for any other.
+    composite: [B, 3, H, W]. A mask of the composite's proportions is scaled to it; ValueError for any other, and for the one
+    that LoadImage makes up.
     """
     if value is None:
         raise ValueError(f"{node} got no mask: the node before it gave None. Wire a MASK, 1 where the foreground is.")
@@ -41,12 +51,22 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
         raise ValueError(
             f"{node}: mask must be a MASK [batch, height, width], not {found}. ImageToMask or LoadImageMask make one of a picture."
         )
+    if not value.numel():
+        raise ValueError(f"{node}: mask is an empty batch, {list(value.shape)}. Give at least one mask.")
     value = value.to(composite.device, torch.float32)[:, None]
+    _check_values(value, f"{node}: mask")
+    value = value.clamp(0, 1)
     if value.shape[-2:] != composite.shape[-2:]:
+        if tuple(value.shape[-2:]) == NO_MASK and not value.any():
+            raise ValueError(
+                f"{node}: no mask is drawn. This is the empty 64x64 mask that Load Image gives for a picture without transparency. "
+                "Right-click Load Image, choose Open in Mask Editor, paint over the foreground and save; or load a black-and-white mask "
+                "with Load Image (as Mask), channel red."
+            )
         if not _proportional(value.shape[-2:], composite.shape[-2:]):
             hint = "Resize or crop the one as you did the other."
-            if tuple(value.shape[-2:]) == (64, 64) and not value.any():
-                hint = "This is the empty mask that LoadImage gives for a picture without transparency: load the mask with LoadImageMask."
+            if _proportional(value.shape[-2:], composite.shape[:-3:-1]):
+                hint = "The one lies on its side: turn it with ImageRotate. A phone's photo may say so only in its EXIF orientation."
             raise ValueError(
                 f"{node}: composite and mask must have the same size or at least the same proportions. "
                 f"{size(composite)} != {size(value)}. {hint}"
@@ -57,6 +77,20 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
             f"{node}: {composite.shape[0]} composites came with {value.shape[0]} masks. Give one mask for all, or one for each."
         )
     return geometry.match(composite, value)[1]
+
+
+def warn_of_inversion(mask: torch.Tensor, node: str) -> None:
+    """Says so where a mask [B, 1, H, W] holds most of a picture, along its frame too: a foreground hardly ever does, its
+    background nearly always."""
+    frame = torch.cat((mask[..., 0, :], mask[..., -1, :], mask[..., :, 0], mask[..., :, -1]), -1)
+    share = mask.mean((1, 2, 3))[(frame.mean((1, 2)) >= 0.8) & (mask.mean((1, 2, 3)) >= 0.5)]
+    if len(share):
+        logger.warning(
+            "%s: the mask covers %.0f %% of the picture and its frame. What it covers is changed; if that is the background, put Invert "
+            "Mask before it. The MASK of Load Image is 1 where a picture is transparent.",
+            node,
+            100 * share.max(),
+        )
 
 
 def rendered(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torch.Tensor:
@@ -91,10 +125,11 @@ def latent(value: dict | None, name: str, node: str) -> torch.Tensor:
 def same_view(found: tuple[int, int], composite: torch.Tensor, what: str, advice: str) -> None:
     """ValueError unless a picture of size `found` can show the whole composite: its proportions, or a square."""
     height, width = found
-    scale = (height * width / (composite.shape[-2] * composite.shape[-1])) ** 0.5
-    wanted = [side * scale for side in composite.shape[-2:]]
+    # Some scale must lead from the composite to this size, each side rounded by itself, and up to SIDE at least.
     slack = geometry.SIDE / 2 + 1
-    near = all(abs(side - want) <= slack or side == geometry.SIDE for side, want in zip(found, wanted))
+    sides = list(zip(found, composite.shape[-2:]))
+    least = max((side - slack) / full if side > geometry.SIDE else 0 for side, full in sides)
+    near = least <= min((side + slack) / full for side, full in sides)
     if height != width and not near:
         raise ValueError(f"{what} is {width}x{height}, but the composite is {size(composite)}: other proportions. {advice}")
 
@@ -111,3 +146,17 @@ def size(picture: torch.Tensor) -> str:
 def _proportional(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether the sizes differ by a scale alone, up to a pixel of rounding."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(sum(one), sum(other))
+
+
+def _check_values(value: torch.Tensor, what: str) -> None:
+    """ValueError for NaN, infinity, and values that cannot be meant as [0, 1]."""
+    low, high = (float(end) for end in value.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"{what} holds NaN or infinity; expected values in [0, 1]. The node before it gives them: half precision may be too narrow "
+            "for its model."
+        )
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        raise ValueError(
+            f"{what} has values from {low:g} to {high:g}; expected [0, 1]. Divide what counts to 255 by 255; tone-map what is HDR."
+        )

@@ -61,7 +61,7 @@ CASES = {
     "mask of other proportions, conditioning": ("DiffHarmonyConditioning", "mask", image(1, 96, 96), ["128x96", "96x96"]),
     "mask of other proportions, refining": ("RefineResidual", "mask", image(1, 96, 96), ["128x96", "96x96"]),
     "mask of other proportions, transfer": ("TransferToFullResolution", "mask", image(1, 96, 96), ["128x96", "96x96"]),
-    "the mask that LoadImage makes up": ("HarmonizeLatent", "mask", lambda host, graph: tensor(host, graph, 1, 64, 64, value=0.0), ["64x64", "LoadImageMask"]),
+    "the mask that LoadImage makes up": ("HarmonizeLatent", "mask", lambda host, graph: tensor(host, graph, 1, 64, 64, value=0.0), ["64x64", "no mask is drawn", "Load Image (as Mask)"]),
     "an image as mask": ("HarmonizeLatent", "mask", image(1, HEIGHT, WIDTH, 3), ["MASK", "ImageToMask"]),
     "a mask as image": ("HarmonizeLatent", "composite", image(1, HEIGHT, WIDTH), ["IMAGE", "composite"]),
     "no composite": ("HarmonizeLatent", "composite", NOTHING, ["no composite", "LoadImage"]),
