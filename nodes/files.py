@@ -35,8 +35,8 @@ def resolve(name: str, folders: list[str]) -> Path:
         if (Path(folder) / path).exists():
             return Path(folder) / path
     raise ValueError(
-        f'There is no checkpoint "{name}". Put its file, or the unpacked folder of the published weights, into {where}, refresh, '
-        f"and choose it. There is: {', '.join(there)}."
+        f'There is no checkpoint "{name}". Put its file, or the unpacked zip of the published weights (github.com/nicecv/DiffHarmony), '
+        f"into {where}, press R, and choose it. There is: {', '.join(there)}."
     )
 
 

@@ -288,7 +288,8 @@ def check_vae(vae, node: str) -> None:
     """ValueError unless this VAE has 4 latent channels at 1/8 of the size."""
     if vae is None:
         raise ValueError(
-            f"{node} got no VAE: the checkpoint in LoadDiffHarmony has none. Wire SD 1.5's (sd-vae-ft-mse) from VAELoader."
+            f"{node} got no VAE: the checkpoint in LoadDiffHarmony has none. Wire SD 1.5's from VAELoader: "
+            "vae-ft-mse-840000-ema-pruned.safetensors of huggingface.co/stabilityai/sd-vae-ft-mse-original, in models/vae."
         )
     channels, factor = vae.latent_channels, vae.spacial_compression_decode()
     if channels != 4 or vae.latent_dim != 2 or factor != 8 or vae.first_stage_model is None:
@@ -310,7 +311,8 @@ def check_text(null_text: list, node: str, model=None) -> None:
     """ValueError unless this CONDITIONING has the width that the MODEL takes."""
     if not null_text:
         raise ValueError(
-            f"{node} got no null text: the checkpoint in LoadDiffHarmony has none. Wire an SD 1.5 CLIP into LoadDiffHarmony's clip."
+            f"{node} got no null text: the checkpoint in LoadDiffHarmony has none. Wire an SD 1.5 CLIP into LoadDiffHarmony's clip, from "
+            "CheckpointLoaderSimple with any SD 1.5 checkpoint, or from CLIPLoader with clip_l.safetensors."
         )
     width = null_text[0][0].shape[-1]
     wanted = model.model.model_config.unet_config["context_dim"] if model is not None else width
@@ -454,8 +456,8 @@ def check_refiner(patcher, node: str) -> None:
     """ValueError where the checkpoint has no refiner."""
     if patcher is None:
         raise ValueError(
-            f"{node} got no refiner: the checkpoint in LoadDiffHarmony has none. Leave {node} out, or put the published refinement/ "
-            "beside base/."
+            f"{node} got no refiner: the checkpoint in LoadDiffHarmony has none. End in TransferToFullResolution, which needs none, or "
+            "put the published refinement/ beside base/ and load that."
         )
 
 
