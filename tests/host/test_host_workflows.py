@@ -6,6 +6,7 @@ import json
 import pictures
 import pytest
 import torch
+import ui_format
 import weights
 from graphs import engine, hosts_noise
 from harness import ROOT, Graph
@@ -16,12 +17,29 @@ from diffharmony_models.checkpoint import Part
 from diffharmony_models.pipeline import DiffHarmony, Noise
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
+OURS = {"HarmonizeLatent", "RefineResidual", "TransferToFullResolution", "VAEDecodeHigherRes"}
+TITLE = 30  # height of a node's title bar
 BOUND = 45  # dB, of 8 bit pictures; rounding alone leaves 59
 SD_VAE = "vae-ft-mse-840000-ema-pruned.safetensors"
 
 
-def workflow(name: str) -> Graph:
-    return Graph(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
+# What is in a video file, by the host's own library for them.
+DESCRIBE = """
+import av, json, sys
+with av.open(sys.argv[1]) as file:
+    video = file.streams.video[0]
+    said = {"width": video.width, "height": video.height, "rate": int(video.average_rate)}
+    print(json.dumps({**said, "frames": len(list(file.decode(video)))}))
+"""
+
+
+def read(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def workflow(host, name: str) -> Graph:
+    """The workflow as the page would queue it."""
+    return Graph(ui_format.prompt(read(name), host))
 
 
 def only(graph: Graph, class_type: str, title: str | None = None) -> str:
@@ -44,17 +62,20 @@ def wire(graph: Graph, class_type: str, name: str) -> list:
 
 
 def lay(host, graph: Graph, height: int = 96, width: int = 128, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts a composite and its mask where the workflow looks for them."""
+    """Puts a composite where the workflow looks for it, masked as ComfyUI's mask editor does: transparent in the foreground."""
     composite, mask = pictures.composites(1, height, width, seed)
-    pictures.write(host.input / graph.prompt[only(graph, "LoadImage")]["inputs"]["image"], composite[0])
-    pictures.write(host.input / graph.prompt[only(graph, "LoadImageMask")]["inputs"]["image"], mask[0])
+    painted = torch.cat([composite[0], 1 - mask[0]])
+    pictures.write(host.input / graph.prompt[only(graph, "LoadImage")]["inputs"]["image"], painted)
     return composite, mask
 
 
 def result(host, graph: Graph) -> torch.Tensor:
     """The picture that the workflow saves."""
-    saved = host.run(graph).outputs[only(graph, "SaveImage")]["images"]
+    outputs = host.run(graph).outputs
+    saved = outputs[only(graph, "SaveImage")]["images"]
     assert len(saved) == 1
+    compared = outputs[only(graph, "ImageCompare")]
+    assert len(compared["a_images"]) == len(compared["b_images"]) == 1
     return pictures.read(host.output / saved[0]["subfolder"] / saved[0]["filename"])
 
 
@@ -88,31 +109,32 @@ def base(published, sd_vae) -> DiffHarmony:
 def sd15(host, sd_vae) -> None:
     """Checkpoints that the host's loader takes for SD 1.5 and its inpainting model."""
     (host.models / "checkpoints").mkdir(exist_ok=True)
-    for name, channels in (("v1-5-pruned-emaonly", 4), ("sd-v1-5-inpainting", 9)):
+    for name, channels in (("v1-5-pruned-emaonly-fp16", 4), ("sd-v1-5-inpainting", 9)):
         graph = Graph()
         file = str(host.models / "checkpoints" / f"{name}.safetensors")
         graph("TestCheckpoint", file=file, channels=channels, vae=str(host.models / "vae" / SD_VAE))
         host.run(graph)
 
 
-def test_harmonize_bundled(host, bundled):
-    graph = workflow("harmonize_bundled")
+def test_quick_start(host, bundled):
+    graph = workflow(host, "quick_start")
     composite, mask = lay(host, graph)
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
     expected = bundled(composite, mask, resolution=128, seeds=3, harmony_vae=False).refined
     compare(result(host, graph), expected, composite, mask)
 
 
-def test_harmonize_published(host, base):
-    graph = workflow("harmonize_published")
+def test_published_weights(host, base):
+    graph = workflow(host, "published_weights")
     composite, mask = lay(host, graph)
+    assert graph.prompt[only(graph, "HarmonizeLatent")]["inputs"]["resolution"] == 1024
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
     expected = base(composite, mask, resolution=128, seeds=3, ending="paper").refined
     compare(result(host, graph), expected, composite, mask)
 
 
 def test_stage1_ksampler(host, bundled):
-    graph = workflow("stage1_ksampler")
+    graph = workflow(host, "stage1_ksampler")
     composite, mask = lay(host, graph)
     change(graph, "DiffHarmonyConditioning", resolution=128)
     change(graph, "KSampler", seed=3)
@@ -123,16 +145,13 @@ def test_stage1_ksampler(host, bundled):
 
 
 def test_generate_paste_harmonize(host, bundled, sd15):
-    graph = workflow("generate_paste_harmonize")
+    graph = workflow(host, "generate_paste_harmonize")
     thing = torch.rand(4, 48, 40, generator=torch.Generator().manual_seed(1))
     thing[3] = 0
     thing[3, 8:40, 6:34] = 1
     pictures.write(host.input / graph.prompt[only(graph, "LoadImage")]["inputs"]["image"], thing)
-    place = {"x": 40, "y": 24}
-    change(graph, "EmptyLatentImage", width=128, height=96)
-    change(graph, "SolidMask", width=128, height=96)
-    change(graph, "ImageCompositeMasked", **place)
-    change(graph, "MaskComposite", **place)
+    for title, value in {"Width": 128, "Height": 96, "x:": 40, "y:": 24}.items():
+        change(graph, "PrimitiveInt", title, value=value)
     change(graph, "KSampler", steps=1)
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
     composite, mask = host.fetch(graph, wire(graph, "HarmonizeLatent", "composite"), wire(graph, "HarmonizeLatent", "mask"))
@@ -146,18 +165,17 @@ def test_generate_paste_harmonize(host, bundled, sd15):
 
 
 def test_inpaint_harmonize(host, base, sd15):
-    graph = workflow("inpaint_harmonize")
-    photo, mask = pictures.composites(1, 120, 150)
-    pictures.write(host.input / graph.prompt[only(graph, "LoadImage", "Photo")]["inputs"]["image"], photo[0])
-    pictures.write(host.input / graph.prompt[only(graph, "LoadImage", "Mask")]["inputs"]["image"], mask[0])
-    for title in ("To the model's size", "Mask as the photo"):
-        change(graph, "ImageScale", title, width=128, height=128)
+    graph = workflow(host, "inpaint_harmonize")
+    photo, hole = lay(host, graph, 160, 150)
+    change(graph, "ImageScale", width=128, height=128)
     change(graph, "KSampler", steps=1)
     change(graph, "HarmonizeLatent", seed=3)
     names = ("composite", "mask", "latent")
     composite, mask, latent = host.fetch(graph, *(wire(graph, "HarmonizeLatent", name) for name in names))
     composite, mask = composite.movedim(-1, 1), mask[:, None]
     assert composite.shape == (1, 3, 128, 128) and latent.shape == (1, 4, 16, 16)
+    middle = (slice(None), slice(None), slice(5, 155))  # the square that the photo is cropped to
+    assert (mask - torch.nn.functional.interpolate(hole[middle], (128, 128), mode="area")).abs().max() < 1e-6
     # The latent as it is: the draw from the posterior that ends up there.
     scale = base.vae.config.scaling_factor
     mean = base.encode(composite)
@@ -170,6 +188,32 @@ def test_inpaint_harmonize(host, base, sd15):
     compare(result(host, graph), expected, composite, mask)
 
 
+def test_video_frames(host, bundled):
+    """The frames are the clip's, as many and as fast; the mask is the mask clip's; what is compared is the first frame."""
+    graph = workflow(host, "video_frames")
+    for title in ("Clip", "Mask"):
+        name = graph.prompt[only(graph, "LoadVideo", title)]["inputs"]["file"]
+        (host.input / name).write_bytes((ROOT / "workflows/pictures" / name).read_bytes())
+    change(graph, "HarmonizeLatent", resolution=128, seed=3)
+    names = [wire(graph, "HarmonizeLatent", "composite"), wire(graph, "HarmonizeLatent", "mask"), wire(graph, "CreateVideo", "images")]
+    composite, mask, found = host.fetch(graph, *names)
+    composite, mask, found = composite.movedim(-1, 1), mask[:, None], found.movedim(-1, 1)
+    assert len(composite) == len(mask) == len(found) == 16
+    assert 0.1 < mask.mean() < 0.5 and ((mask == 0) | (mask == 1)).float().mean() > 0.9
+    for index in (0, 15):
+        one = (composite[index : index + 1], mask[index : index + 1])
+        expected = bundled(*one, resolution=128, seeds=3, harmony_vae=False).refined  # fixed_noise: the same seed for all
+        compare(found[index : index + 1], expected, *one)
+    outputs = host.run(graph).outputs
+    saved = outputs[only(graph, "SaveVideo")]["images"][0]
+    described = json.loads(host.script(DESCRIBE, host.output / saved["subfolder"] / saved["filename"]))
+    assert described == {"frames": 16, "width": 384, "height": 256, "rate": 12}
+    compared = outputs[only(graph, "ImageCompare")]
+    for side, frame in (("a_images", composite[:1]), ("b_images", found[:1])):
+        (picture,) = compared[side]
+        assert pictures.psnr(pictures.read(host.base / "temp" / picture["filename"]), frame) > 50
+
+
 def test_every_workflow_is_tested():
     assert FILES
     assert not [path.name for path in FILES if f"test_{path.stem}" not in globals()]
@@ -178,8 +222,31 @@ def test_every_workflow_is_tested():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_host_knows_every_node_and_setting(host, path):
     """Names, numbers and choices as the host offers them; only files are not looked for."""
-    for node in json.loads(path.read_text(encoding="utf-8")).values():
+    for node in workflow(host, path.stem).prompt.values():
         info = host.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]
         known = {**info["required"], **info.get("optional", {})}
-        assert set(info["required"]) <= set(node["inputs"]) <= set(known)
-        assert node["_meta"]["title"]
+        assert set(info["required"]) <= set(node["inputs"]) <= set(known) | {"video-preview"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_workflow_says_what_it_needs(path):
+    """Where a node comes from, where its weights can be had, and what the whole is for."""
+    nodes = read(path.stem)["nodes"]
+    assert [node for node in nodes if node["type"] == "MarkdownNote"]
+    for node in nodes:
+        if node["type"] != "MarkdownNote":
+            ours = "DiffHarmony" in node["type"] or node["type"] in OURS
+            assert node["properties"]["cnr_id"] == ("diffharmony-nodes" if ours else "comfy-core")
+        if node["type"] in ("CheckpointLoaderSimple", "VAELoader"):
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0] == model["url"].rpartition("/")[2]
+
+
+def test_nodes_do_not_overlap():
+    """Not even by their title bars, which stand above their positions."""
+    for path in FILES:
+        boxes = [(*node["pos"], *node["size"], node["type"]) for node in read(path.stem)["nodes"]]
+        for index, (x, y, width, height, name) in enumerate(boxes):
+            for left, top, wide, high, other in boxes[:index]:
+                apart = x >= left + wide or left >= x + width or y - TITLE >= top + high or top - TITLE >= y + height
+                assert apart, f"{path.stem}: {name} and {other}"
