@@ -1,0 +1,165 @@
+"""What ComfyUI's page tells a user about the nodes, in English and in Chinese, and the blueprint that holds them all."""
+
+import json
+import shutil
+import urllib.request
+
+import browser
+import graphs
+import pictures
+import pytest
+from harness import PACK, ROOT, Graph
+
+DOCS = ROOT / "web" / "docs"
+WORDS = {locale: json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8")) for locale in ("en", "zh")}
+NODES = list(WORDS["en"])
+BLUEPRINT = ROOT / "subgraphs" / "Harmonize (DiffHarmony).json"
+WAIT = 60_000  # ms, for what the page shows at once on a machine that is not busy
+KNOBS = {"seed": 3, "resolution": 192, "radius": 5, "detail": 0.8, "feather": 4}
+EXAMPLE = ("astronaut.jpg", "astronaut_mask.png")
+
+_SELECT = """(type) => {
+    app.graph.clear()
+    const node = LiteGraph.createNode(type)
+    node.pos = [200, 200]
+    app.graph.add(node)
+    app.canvas.selectNode(node)
+}"""
+
+_LABELS = """(type) => {
+    const node = LiteGraph.createNode(type)
+    app.graph.add(node)
+    const label = (slot) => slot.label ?? slot.localized_name ?? slot.name
+    return {
+        title: node.title,
+        slots: Object.fromEntries(node.inputs.filter((slot) => !slot.widget).map((slot) => [slot.name, label(slot)])),
+        widgets: Object.fromEntries((node.widgets ?? []).map((widget) => [widget.name, label(widget)])),
+        outputs: node.outputs.map(label),
+    }
+}"""
+
+# Wires the blueprint's node, the one on the graph, between loaders and SaveImage.
+_WIRE = """([image, mask]) => {
+    const node = app.graph.nodes[0]
+    const add = (type, values = {}) => {
+        const made = LiteGraph.createNode(type)
+        app.graph.add(made)
+        for (const [name, value] of Object.entries(values)) made.widgets.find((widget) => widget.name == name).value = value
+        return made
+    }
+    const into = (name) => node.inputs.findIndex((slot) => slot.name == name)
+    add("LoadImage", { image }).connect(0, node, into("composite"))
+    add("LoadImageMask", { image: mask, channel: "red" }).connect(0, node, into("mask"))
+    node.connect(0, add("SaveImage", { filename_prefix: "blueprint" }), 0)
+    return { type: node.type, title: node.title, subgraph: node.isSubgraphNode(), inputs: node.inputs.map((slot) => slot.name) }
+}"""
+
+
+@pytest.fixture
+def example(host):
+    """The pictures of the example in the host's input folder, before the page asks for its list."""
+    for name in EXAMPLE:
+        shutil.copy(ROOT / "workflows" / "pictures" / name, host.input / name)
+
+
+@pytest.fixture
+def chinese(chromium, host):
+    """The page in Chinese. The host remembers the language, so it is set back."""
+    host.post("/settings", {"Comfy.Locale": "zh"})
+    tab = browser.Tab(chromium, host)
+    yield tab
+    tab.close()
+    host.post("/settings", {"Comfy.Locale": "en"})
+
+
+def words_of(definition: dict) -> dict:
+    """What the host says of a node, in the form of a translation. A socket named as its type has that type's translation."""
+    inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
+    words = {"display_name": definition["display_name"], "description": definition["description"]}
+    words["inputs"] = {name: {"name": name, "tooltip": settings["tooltip"]} for name, (_, settings) in inputs.items()}
+    outputs = {}
+    for place, (kind, name, tooltip) in enumerate(zip(definition["output"], definition["output_name"], definition["output_tooltips"])):
+        slot = {key: value for key, value in (("name", name if name != kind else None), ("tooltip", tooltip)) if value}
+        if slot:
+            outputs[str(place)] = slot
+    return {**words, "outputs": outputs} if outputs else words
+
+
+def show_help(tab, node: str) -> None:
+    tab.page.evaluate(_SELECT, node)
+    tab.page.get_by_test_id("info-button").first.click(timeout=WAIT)
+
+
+def test_the_english_words_are_those_of_the_nodes(host):
+    assert WORDS["en"] == {node: words_of(host.get(f"/object_info/{node}")[node]) for node in NODES}
+    ours = {name for name, definition in host.get("/object_info").items() if definition["category"] == "DiffHarmony"}
+    assert ours == set(NODES)
+
+
+@pytest.mark.parametrize("locale", WORDS)
+def test_the_host_serves_the_translations(host, locale):
+    served = host.get("/i18n")[locale]["nodeDefs"]
+    assert {node: served[node] for node in NODES} == WORDS[locale]
+
+
+def test_the_host_serves_the_pages_and_pictures(host):
+    files = [path for path in DOCS.rglob("*") if path.is_file()]
+    assert len(files) > 2 * len(NODES)
+    for path in files:
+        with urllib.request.urlopen(f"{host.address}/extensions/{PACK}/docs/{path.relative_to(DOCS).as_posix()}") as answer:
+            assert answer.read() == path.read_bytes()
+
+
+def test_the_help_panel_shows_the_page_of_every_node(tab):
+    for node in NODES:
+        show_help(tab, node)
+        shown = tab.page.locator(".node-help-content")
+        shown.get_by_role("heading", name=WORDS["en"][node]["display_name"], exact=True).wait_for(timeout=WAIT)
+        assert "When something goes wrong" in shown.inner_text()
+        tab.page.wait_for_function(
+            "(all) => { const found = [...document.querySelectorAll('.node-help-content img')]; return found.length && found.every((one) => one.naturalWidth) }",
+            timeout=WAIT,
+        )
+
+
+def test_the_nodes_and_their_help_in_chinese(chinese):
+    for node in NODES:
+        labels, words = chinese.page.evaluate(_LABELS, node), WORDS["zh"][node]
+        assert labels["title"] == words["display_name"]
+        shown = {**labels["widgets"], **labels["slots"]}
+        assert {name: shown[name] for name in words["inputs"]} == {name: slot["name"] for name, slot in words["inputs"].items()}
+        named = {place: slot["name"] for place, slot in words.get("outputs", {}).items() if "name" in slot}
+        assert {place: labels["outputs"][int(place)] for place in named} == named
+    show_help(chinese, "HarmonizeLatent")
+    title = WORDS["zh"]["HarmonizeLatent"]["display_name"]
+    chinese.page.locator(".node-help-content").get_by_role("heading", name=title, exact=True).wait_for(timeout=WAIT)
+
+
+def test_the_blueprint_is_found_by_its_name_and_gives_what_the_nodes_give(host, example, tab):
+    tab.page.mouse.dblclick(700, 600)
+    tab.page.keyboard.type(BLUEPRINT.stem)
+    tab.page.get_by_text("Subgraph Blueprints").first.wait_for(timeout=WAIT)
+    tab.page.wait_for_timeout(1000)  # the list follows the typing a little later
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_function("() => app.graph.nodes.length == 1", timeout=WAIT)
+    tab.page.mouse.click(700, 600)  # puts it down
+
+    found = tab.page.evaluate(_WIRE, EXAMPLE)
+    assert found["subgraph"] and found["title"] == BLUEPRINT.stem
+    assert found["inputs"] == ["composite", "mask", "checkpoint", *KNOBS]
+    tab.change(found["type"], **KNOBS)
+    (saved,) = (output["images"][0] for output in tab.queue().values())
+
+    graph = Graph()
+    composite, mask = graph("LoadImage", image=EXAMPLE[0]), graph("LoadImageMask", image=EXAMPLE[1], channel="red")
+    load = graph("LoadDiffHarmony", checkpoint=graphs.BUNDLED, weight_dtype="default")
+    shared = {"model": load[0], "vae": load[1], "null_text": load[2], "composite": composite[0], "mask": mask[0]}
+    latent = graphs.harmonize(graph, shared, KNOBS["resolution"], seed=KNOBS["seed"])
+    decoded = graph("VAEDecodeHigherRes", samples=latent, vae=load[1], method="bilinear", width=0, height=0)
+    ending = {name: KNOBS[name] for name in ("radius", "detail", "feather")}
+    result = graph("TransferToFullResolution", harmonized=decoded[0], composite=composite[0], mask=mask[0], **ending)
+    graph("SaveImage", images=result[0], filename_prefix="plain")
+    (plain,) = (output["images"][0] for output in host.run(graph).outputs.values())
+    one, other = (pictures.read(host.output / image["subfolder"] / image["filename"]) for image in (saved, plain))
+    assert pictures.psnr(one, other) > 50
+    assert not tab.errors
