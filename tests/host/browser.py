@@ -51,12 +51,12 @@ class Tab:
     errors: what the page said in its console as an error since it was ready, and exceptions that nobody caught."""
 
     def __init__(self, browser, host: Host):
+        host.post("/settings", {"Comfy.TutorialCompleted": True})  # or the templates stand open at the first start
         self.context = browser.new_context(viewport={"width": 1600, "height": 1000})
         self.context.route(lambda url: not url.startswith(host.address), lambda route: route.abort())
         self.page = self.context.new_page()
         self.page.goto(host.address, timeout=START)
         self.page.wait_for_function(_READY, timeout=START)
-        self.dismiss()
         self.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")  # the default one lacks its models
         self.errors = []
         self.page.on("console", lambda said: said.type == "error" and self.errors.append(f"{said.text} ({said.location.get('url')})"))
@@ -64,16 +64,6 @@ class Tab:
 
     def close(self) -> None:
         self.context.close()
-
-    def dismiss(self) -> None:
-        """Closes what stands open over the graph: at the first start, the templates."""
-        self.page.wait_for_timeout(1000)  # it opens a little after the page is ready
-        for _ in range(5):
-            if not self.page.locator('[role="dialog"]:visible').count():
-                return
-            self.page.keyboard.press("Escape")
-            self.page.wait_for_timeout(500)
-        raise AssertionError(f"A dialog does not close: {self.complaints()}")
 
     def open(self, path: Path) -> None:
         """Opens a workflow as the menu's Open does, and waits until its nodes are there."""

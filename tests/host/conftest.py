@@ -1,4 +1,5 @@
 import pytest
+from safetensors.torch import save_file
 
 import browser
 import graphs
@@ -6,6 +7,10 @@ import harness
 import weights
 
 from diffharmony_models import checkpoint as checkpoints
+from diffharmony_models.checkpoint import Part
+from diffharmony_models.pipeline import DiffHarmony
+
+SD_VAE = "vae-ft-mse-840000-ema-pruned.safetensors"  # the name that the workflows look for
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +37,36 @@ def published(host):
     folder = host.models / "diffharmony"
     weights.published(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sd_vae(host) -> DiffHarmony:
+    """A VAE of SD 1.5's shape where the workflows look for one; as an engine without the other parts."""
+    part = weights.vae((128, 256, 512, 512), layers=2)
+    state = {key: value.half() for key, value in part.state.items()}
+    (host.models / "vae").mkdir(exist_ok=True)
+    save_file(state, host.models / "vae" / SD_VAE)
+    part = Part(part.config, {key: value.float() for key, value in state.items()})
+    return DiffHarmony(vae=checkpoints.build_vae(part).requires_grad_(False))
+
+
+@pytest.fixture(scope="session")
+def base(published, sd_vae) -> DiffHarmony:
+    """The published checkpoint's engine with SD 1.5's VAE in place of its own."""
+    ours = graphs.engine(published / "base")
+    ours.vae = sd_vae.vae
+    return ours
+
+
+@pytest.fixture(scope="session")
+def sd15(host, sd_vae) -> None:
+    """Checkpoints that the host's loader takes for SD 1.5 and its inpainting model."""
+    (host.models / "checkpoints").mkdir(exist_ok=True)
+    for name, channels in (("v1-5-pruned-emaonly-fp16", 4), ("sd-v1-5-inpainting", 9)):
+        graph = harness.Graph()
+        file = str(host.models / "checkpoints" / f"{name}.safetensors")
+        graph("TestCheckpoint", file=file, channels=channels, vae=str(host.models / "vae" / SD_VAE))
+        host.run(graph)
 
 
 @pytest.fixture(scope="session")

@@ -7,20 +7,15 @@ import pictures
 import pytest
 import torch
 import ui_format
-import weights
-from graphs import engine, hosts_noise
+from graphs import hosts_noise
 from harness import ROOT, Graph
-from safetensors.torch import save_file
 
-from diffharmony_models import checkpoint as checkpoints
-from diffharmony_models.checkpoint import Part
-from diffharmony_models.pipeline import DiffHarmony, Noise
+from diffharmony_models.pipeline import Noise
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 OURS = {"HarmonizeLatent", "RefineResidual", "TransferToFullResolution", "VAEDecodeHigherRes"}
 TITLE = 30  # height of a node's title bar
 BOUND = 45  # dB, of 8 bit pictures; rounding alone leaves 59
-SD_VAE = "vae-ft-mse-840000-ema-pruned.safetensors"
 
 
 # What is in a video file, by the host's own library for them.
@@ -84,36 +79,6 @@ def compare(found: torch.Tensor, expected: torch.Tensor, composite: torch.Tensor
     outside = (mask == 0).expand_as(composite)
     assert (found[outside] - composite[outside]).abs().max() <= 1 / 255
     assert pictures.psnr(found[~outside], composite[~outside]) < BOUND, "nothing was harmonized"
-
-
-@pytest.fixture(scope="session")
-def sd_vae(host) -> DiffHarmony:
-    """A VAE of SD 1.5's shape where the workflows look for one; as an engine without the other parts."""
-    part = weights.vae((128, 256, 512, 512), layers=2)
-    state = {key: value.half() for key, value in part.state.items()}
-    (host.models / "vae").mkdir(exist_ok=True)
-    save_file(state, host.models / "vae" / SD_VAE)
-    part = Part(part.config, {key: value.float() for key, value in state.items()})
-    return DiffHarmony(vae=checkpoints.build_vae(part).requires_grad_(False))
-
-
-@pytest.fixture(scope="session")
-def base(published, sd_vae) -> DiffHarmony:
-    """The published checkpoint's engine with SD 1.5's VAE in place of its own."""
-    ours = engine(published / "base")
-    ours.vae = sd_vae.vae
-    return ours
-
-
-@pytest.fixture(scope="session")
-def sd15(host, sd_vae) -> None:
-    """Checkpoints that the host's loader takes for SD 1.5 and its inpainting model."""
-    (host.models / "checkpoints").mkdir(exist_ok=True)
-    for name, channels in (("v1-5-pruned-emaonly-fp16", 4), ("sd-v1-5-inpainting", 9)):
-        graph = Graph()
-        file = str(host.models / "checkpoints" / f"{name}.safetensors")
-        graph("TestCheckpoint", file=file, channels=channels, vae=str(host.models / "vae" / SD_VAE))
-        host.run(graph)
 
 
 def test_quick_start(host, bundled):

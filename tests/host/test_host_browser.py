@@ -1,0 +1,145 @@
+"""Every workflow that ships, opened in ComfyUI's own page by a headless Chromium, and run there."""
+
+import json
+import urllib.request
+
+import browser
+import pictures
+import pytest
+import torch
+from harness import PACK, ROOT, Graph
+from PIL import Image
+from test_host_workflows import DESCRIBE, FILES, change, only, read, workflow
+
+PICTURES = ROOT / "workflows" / "pictures"
+EXAMPLES = sorted(path.name for path in PICTURES.glob("diffharmony_*"))
+NAMES = [path.stem for path in FILES]
+# What is set before a run, in the page and in the API's prompt, to be quick.
+SMALL = {
+    "quick_start": [("HarmonizeLatent", None, {"resolution": 128})],
+    "published_weights": [("HarmonizeLatent", None, {"resolution": 128})],
+    "stage1_ksampler": [("DiffHarmonyConditioning", None, {"resolution": 128})],
+    "generate_paste_harmonize": [
+        ("PrimitiveInt", "Width", {"value": 256}),
+        ("PrimitiveInt", "Height", {"value": 192}),
+        ("PrimitiveInt", "x:", {"value": 4}),
+        ("PrimitiveInt", "y:", {"value": 8}),
+        ("KSampler", None, {"steps": 1}),
+        ("HarmonizeLatent", None, {"resolution": 128}),
+    ],
+    "inpaint_harmonize": [("ImageScale", None, {"width": 192, "height": 128}), ("KSampler", None, {"steps": 1})],
+    "video_frames": [("HarmonizeLatent", None, {"resolution": 128})],
+}
+
+
+@pytest.fixture(scope="module")
+def tab(chromium, host, base, sd15):
+    """One tab, in which the workflows are opened one after the other, as a person does. The host has all the weights."""
+    tab = browser.Tab(chromium, host)
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(autouse=True)
+def emptied(tab, host):
+    """An empty input folder, and no errors yet."""
+    for path in host.input.iterdir():
+        if path.is_file():
+            path.unlink()
+    tab.errors.clear()
+
+
+def examples(name: str) -> set[str]:
+    """The example pictures that a workflow names."""
+    return {value for node in read(name)["nodes"] for value in node.get("widgets_values", []) if value in EXAMPLES}
+
+
+def saved(host, outputs: dict, node: str):
+    """What an output node wrote: a picture's pixels, or what is in a video."""
+    (told,) = outputs[node]["images"]
+    path = host.output / told["subfolder"] / told["filename"]
+    return pictures.read(path) if path.suffix == ".png" else json.loads(host.script(DESCRIBE, path))
+
+
+def compared(host, outputs: dict, node: str) -> list[torch.Tensor]:
+    """Before and after, as the compare node shows them."""
+    return [pictures.read(host.base / "temp" / outputs[node][side][0]["filename"]) for side in ("a_images", "b_images")]
+
+
+def equal(one, other) -> bool:
+    return pictures.psnr(one, other) > 60 if torch.is_tensor(one) else one == other
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opens_and_runs(tab, host, name):
+    tab.open(ROOT / "workflows" / f"{name}.json")
+    assert not tab.unknown() and not tab.complaints()
+    assert examples(name)
+    for each in examples(name):
+        assert (host.input / each).read_bytes() == (PICTURES / each).read_bytes(), "the example picture did not come by itself"
+    graph = workflow(host, name)
+    assert tab.prompt() == graph.prompt, "the page queues another prompt than the tests run"
+
+    for type, title, values in SMALL[name]:
+        tab.change(type, title, **values)
+        change(graph, type, title, **values)
+    assert tab.prompt() == graph.prompt
+    by_page = tab.queue()
+    assert not tab.complaints() and not tab.errors
+    host.post("/free", {"unload_models": False, "free_memory": True})  # or the API would be told what the page was
+    by_api = host.run(graph)
+    assert not by_api.cached
+    save = only(graph, "SaveVideo" if name == "video_frames" else "SaveImage")
+    assert equal(saved(host, by_page, save), saved(host, by_api.outputs, save))
+    before, after = compared(host, by_page, only(graph, "ImageCompare"))
+    assert pictures.psnr(before, after) < 50, "nothing was harmonized"
+    assert equal(after, compared(host, by_api.outputs, only(graph, "ImageCompare"))[1])
+
+
+def test_the_example_is_what_it_was_made_of(tab, host):
+    """The one file gives LoadImage the composite and the mask of which it was made, up to WebP's loss."""
+    tab.open(ROOT / "workflows" / "quick_start.json")
+    graph = workflow(host, "quick_start")
+    image, mask = host.fetch(Graph(graph.prompt), *([only(graph, "LoadImage"), output] for output in (0, 1)))
+    assert pictures.psnr(image.movedim(-1, 1), pictures.read(PICTURES / "astronaut.jpg")) > 34
+    assert (mask[:, None] - pictures.read(PICTURES / "astronaut_mask.png")[:, :1]).abs().max() < 1e-6
+
+
+def test_an_own_file_of_that_name_stays(tab, host):
+    (name,) = examples("quick_start")
+    pictures.write(host.input / name, torch.rand(3, 8, 8))
+    mine = (host.input / name).read_bytes()
+    tab.open(ROOT / "workflows" / "quick_start.json")
+    assert (host.input / name).read_bytes() == mine
+    assert [path.name for path in host.input.iterdir() if path.is_file()] == [name]
+    assert not tab.complaints() and not tab.errors
+
+
+def test_a_picture_of_another_name_is_not_asked_for(tab, host, tmp_path):
+    """A user's own picture that is missing stays missing, and is called so where the page does that."""
+    content = json.dumps(read("quick_start")).replace("diffharmony_astronaut.webp", "mine.webp")
+    (tmp_path / "mine.json").write_text(content)
+    tab.open(tmp_path / "mine.json")
+    assert not [path for path in host.input.iterdir() if path.is_file()]
+    tab.page.evaluate("app.graph.clear()")
+
+
+def test_every_example_picture_is_brought():
+    """The script's list is that of the files, and every file is in a workflow."""
+    script = (ROOT / "web" / "js" / "example_pictures.js").read_text(encoding="utf-8")
+    assert EXAMPLES and all(f'"{name}"' in script for name in EXAMPLES)
+    assert script.count('"diffharmony_') == len(EXAMPLES)
+    assert set().union(*map(examples, NAMES)) == set(EXAMPLES)
+
+
+def test_templates(host):
+    """The template browser has every workflow, with a picture of its result."""
+    assert sorted(host.get("/workflow_templates")[PACK]) == NAMES
+    for name in NAMES:
+        assert host.get(f"/api/workflow_templates/{PACK}/{name}.json") == read(name)
+        with urllib.request.urlopen(f"{host.address}/api/workflow_templates/{PACK}/{name}.jpg", timeout=60) as answer:
+            assert answer.headers["Content-Type"] == "image/jpeg"
+        path = ROOT / "workflows" / f"{name}.jpg"
+        assert path.stat().st_size < 60_000
+        with Image.open(path) as picture:
+            assert picture.format == "JPEG" and 400 <= max(picture.size) <= 600
