@@ -416,12 +416,19 @@ class _StepNoise:
 
 
 def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The refiner on [B, 3, H, W] in [0, 1], a picture at a time, with progress and interrupts."""
+    """The refiner on [B, 3, H, W] in [0, 1], a picture at a time, with progress and interrupts. ValueError for what can never
+    fit into memory."""
     module, device = patcher.model, patcher.load_device
     height, width = composite.shape[-2:]
-    # The widest level holds the skips, a concatenation of two widths and the working copies of one block.
-    channels = module.config["block_out_channels"][0] * (module.config["layers_per_block"] + 8)
-    mm.load_models_gpu([patcher], memory_required=height * width * channels * mm.dtype_size(module.conv_in.weight.dtype))
+    # As measured: the widest level holds the skips, a concatenation of two widths and the working copies of one block.
+    channels = module.config["block_out_channels"][0] * (module.config["layers_per_block"] + 13)
+    needed, there = height * width * channels * mm.dtype_size(module.conv_in.weight.dtype), mm.get_total_memory(device)
+    if needed > there:
+        raise ValueError(
+            f"Refining {width}x{height} takes about {needed / 1e9:.0f} GB; there are {there / 1e9:.0f}. End in TransferToFullResolution, "
+            "which takes any size, or scale composite and mask down before."
+        )
+    mm.load_models_gpu([patcher], memory_required=needed)
     results = harmonized.to(mm.intermediate_device(), torch.float32, copy=True)
     for one in each(results):
         inputs = (tensor[one].to(device) for tensor in (harmonized, composite, mask))

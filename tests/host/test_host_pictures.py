@@ -9,7 +9,7 @@ import pictures
 import pytest
 import torch
 from graphs import BUNDLED
-from harness import Failed, Graph
+from harness import ROOT, Failed, Graph
 from PIL import Image
 
 HEIGHT, WIDTH = 96, 128
@@ -212,6 +212,31 @@ def test_a_photo_of_12_megapixels(host):
             assert found.getpixel(outside) == own.getpixel(outside) and found.getpixel(inside) != own.getpixel(inside)
     if linux:
         assert peak_memory(host.process.pid) - before < 3e9
+
+
+REFINING = """
+import asyncio, sys
+sys.path.insert(0, "."); sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfy.model_management, nodes, torch
+asyncio.run(nodes.load_custom_node("PACK", module_parent="custom_nodes"))
+load, refine = (nodes.NODE_CLASS_MAPPINGS[name] for name in ("LoadDiffHarmony", "RefineResidual"))
+picture, mask = torch.rand(1, 64, 96, 3), torch.ones(1, 64, 96)
+for total in (10**9, 10**6):
+    comfy.model_management.get_total_memory = lambda *_, **__: total
+    try:
+        refiner = load.execute("diffharmony-small (bundled)", "fp32").args[3]
+        print("refined", refine.execute(refiner, picture, picture, mask, 1.0, True, 0).args[0].shape)
+    except ValueError as error:
+        print("refused", error)
+"""
+
+
+def test_refining_what_never_fits_into_memory_is_refused(host):
+    fits, refused = (line for line in host.script(REFINING.replace("PACK", str(ROOT))).splitlines() if line.startswith("ref"))
+    assert fits.startswith("refined") and refused.startswith("refused")
+    assert "96x64" in refused and "TransferToFullResolution" in refused
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (40, 1), (7, 5), (65, 63), (17, 200), (200, 3), (17, 4000)])
