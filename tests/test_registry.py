@@ -6,7 +6,6 @@ import subprocess
 import pytest
 from PIL import Image
 
-
 import diffharmony_models
 from test_package import PROJECT, ROOT, tomllib
 
