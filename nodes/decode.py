@@ -32,7 +32,7 @@ class VAEDecodeHigherRes(io.ComfyNode):
                     "method",
                     options=list(METHODS),
                     default="bilinear",
-                    tooltip="How the picture is scaled. bilinear is the published one, antialiased; lanczos is sharper; area is the plainest.",
+                    tooltip="How the picture is scaled. bilinear is the published one, antialiased; lanczos is sharper; area averages.",
                 ),
                 io.Int.Input("width", default=0, min=0, max=16384, tooltip="Width of the result in pixels. 0: the composite's, or in proportion to the height."),
                 io.Int.Input("height", default=0, min=0, max=16384, tooltip="Height of the result in pixels. 0: the composite's, or in proportion to the width."),

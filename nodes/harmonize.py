@@ -21,7 +21,7 @@ class HarmonizeLatent(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id=NODE,
-            display_name="Harmonize (DiffHarmony)",
+            display_name="Harmonize Latent",
             category="DiffHarmony",
             description="Gives a pasted foreground the light and colours of the picture it stands in. Decode with VAEDecodeHigherRes.",
             search_aliases=["image harmonization", "harmonize", "relight", "match colors", "composite", "blend foreground"],
