@@ -21,7 +21,7 @@ def test_a_missing_model_is_offered_when_the_workflow_is_opened(host, tab):
 
 def test_no_mask_drawn(host, tab):
     """The node says how to draw one; the page says which node it is."""
-    for name in ("astronaut.jpg", "diffharmony_astronaut.webp"):
+    for name in ("astronaut.jpg", "diffharmony_astronaut.png"):
         (host.input / name).write_bytes((WORKFLOWS / "pictures" / name).read_bytes())
     tab.open(WORKFLOWS / "quick_start.json")
     tab.change("LoadImage", image="astronaut.jpg")

@@ -4,11 +4,11 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
 const EXAMPLES = [
-  "diffharmony_astronaut.webp",
+  "diffharmony_astronaut.png",
   "diffharmony_clip.mp4",
   "diffharmony_clip_mask.webm",
-  "diffharmony_cutout.webp",
-  "diffharmony_evening.webp",
+  "diffharmony_cutout.png",
+  "diffharmony_evening.png",
 ]
 const pack = import.meta.url.split("/").at(-3) // of /extensions/<folder of this pack>/js/example_pictures.js
 const present = new Set() // examples that are in the input folder
