@@ -103,11 +103,24 @@ def feathered(mask: torch.Tensor, feather: int) -> torch.Tensor:
         raise ValueError(f"Feather must be 0 or more pixels, not {feather}.")
     if feather == 0:
         return mask
-    eroded, total = mask, mask.clone()
+    eroded, total = mask.clone(), mask.clone()
+    spare = torch.empty_like(mask)  # new memory for every step would take most of the time
     for _ in range(int(feather)):
-        eroded = -F.max_pool2d(F.max_pool2d(-eroded, (3, 1), 1, (1, 0)), (1, 3), 1, (0, 1))
+        _erode(eroded, spare, -2)
+        _erode(eroded, spare, -1)
         total += eroded
-    return total / (int(feather) + 1)
+    return total.div_(int(feather) + 1)
+
+
+def _erode(mask: torch.Tensor, spare: torch.Tensor, dim: int) -> None:
+    """Replaces each value by the least of itself and its two neighbours along `dim`."""
+    last = mask.shape[dim] - 1
+    if last:
+        lesser = spare.narrow(dim, 0, last)
+        torch.minimum(mask.narrow(dim, 0, last), mask.narrow(dim, 1, last), out=lesser)
+        mask.narrow(dim, 0, 1).copy_(lesser.narrow(dim, 0, 1))
+        mask.narrow(dim, last, 1).copy_(lesser.narrow(dim, last - 1, 1))
+        torch.minimum(lesser.narrow(dim, 0, last - 1), lesser.narrow(dim, 1, last - 1), out=mask.narrow(dim, 1, last - 1))
 
 
 def paste(harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor, feather: int = 0) -> torch.Tensor:
