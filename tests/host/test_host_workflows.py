@@ -164,7 +164,7 @@ def test_video_frames(host, bundled):
     composite, mask, found = host.fetch(graph, *names)
     composite, mask, found = composite.movedim(-1, 1), mask[:, None], found.movedim(-1, 1)
     assert len(composite) == len(mask) == len(found) == 16
-    assert 0.1 < mask.mean() < 0.5 and ((mask == 0) | (mask == 1)).float().mean() > 0.9
+    assert 0.1 < mask.mean() < 0.5 and ((mask == 0) | (mask > 0.99)).float().mean() > 0.9  # newer hosts read white as 254
     for index in (0, 15):
         one = (composite[index : index + 1], mask[index : index + 1])
         expected = bundled(*one, resolution=128, seeds=3, harmony_vae=False).refined  # fixed_noise: the same seed for all
