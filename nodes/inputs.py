@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 4
 OVERSHOOT = 0.5  # by which a scaling filter may leave [0, 1]; what goes beyond is no such picture
+FAINT = 1.5 / 255  # less than this in a mask is nothing: newer hosts read an opaque alpha of lossy files one level too low
 NO_MASK = (64, 64)  # (height, width) of the empty mask that LoadImage makes up for a picture without transparency
 
 
@@ -37,8 +38,8 @@ def image(value: torch.Tensor | None, name: str, node: str) -> torch.Tensor:
 def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torch.Tensor:
     """A MASK as [B, 1, H, W] of the composite's size and batch; one mask goes with every picture.
 
-    composite: [B, 3, H, W]. A mask of the composite's proportions is scaled to it; ValueError for any other, and for the one
-    that LoadImage makes up.
+    composite: [B, 3, H, W]. A mask of the composite's proportions is scaled to it, one level of 8 bits counts as 0; ValueError for
+    any other, and for the one that LoadImage makes up.
     """
     if value is None:
         raise ValueError(f"{node} got no mask: the node before it gave None. Wire a MASK, 1 where the foreground is.")
@@ -56,6 +57,7 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
     value = value.to(composite.device, torch.float32)[:, None]
     _check_values(value, f"{node}: mask")
     value = value.clamp(0, 1)
+    value = torch.where(value < FAINT, 0, value)
     if value.shape[-2:] != composite.shape[-2:]:
         if tuple(value.shape[-2:]) == NO_MASK and not value.any():
             raise ValueError(

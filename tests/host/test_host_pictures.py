@@ -214,6 +214,21 @@ def test_a_photo_of_12_megapixels(host):
         assert peak_memory(host.process.pid) - before < 3e9
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_mask_one_level_off_is_empty_there(host, level):
+    """Newer hosts read the opaque alpha of a lossy WebP as 254: the background stays bit for bit all the same."""
+    composite, mask = pictures.composites()
+    graph = Graph()
+    picture, matte, darker = (
+        given(host, graph, value)
+        for value in (pictures.image(composite), pictures.mask(mask.clamp(min=level / 255)), pictures.image(composite / 2))
+    )
+    inputs = {"harmonized": darker, "composite": picture, "mask": matte}
+    (result,) = host.fetch(graph, graph("TransferToFullResolution", **inputs, radius=12, detail=0.0, feather=0)[0])
+    outside = mask[:, 0] == 0
+    assert torch.equal(result[outside], pictures.image(composite)[outside]) == (level == 1)
+
+
 REFINING = """
 import asyncio, sys
 sys.path.insert(0, "."); sys.argv = ["main.py", "--cpu"]
