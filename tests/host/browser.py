@@ -5,6 +5,7 @@ Nothing outside the host is asked: requests to other addresses are refused, as o
 
 import importlib.util
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ RUN = 900_000
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
 
+_URL = re.compile(r"https?://[^\s'\")]+")
 _READY = "() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.api.clientId"
 
 # Queues the open workflow as the Run button does. The page hears of a prompt by events alone, so it listens before.
@@ -59,8 +61,13 @@ class Tab:
         self.page.wait_for_function(_READY, timeout=START)
         self.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")  # the default one lacks its models
         self.errors = []
-        self.page.on("console", lambda said: said.type == "error" and self.errors.append(f"{said.text} ({said.location.get('url')})"))
+        self.page.on("console", lambda said: said.type == "error" and self._hear(f"{said.text} ({said.location.get('url')})", host.address))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _hear(self, said: str, address: str) -> None:
+        """Keeps an error, unless it is that another address cannot be asked: the page looks for its default workflow's models."""
+        if all(url.startswith(address) for url in _URL.findall(said)):
+            self.errors.append(said)
 
     def close(self) -> None:
         self.context.close()

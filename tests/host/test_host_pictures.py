@@ -209,7 +209,8 @@ def test_a_photo_of_12_megapixels(host):
         assert found.size == size
         inside, outside = (size[0] // 2, size[1] // 2), (10, 10)
         with Image.open(host.input / "large.jpg") as own:
-            assert found.getpixel(outside) == own.getpixel(outside) and found.getpixel(inside) != own.getpixel(inside)
+            changes = [max(abs(a - b) for a, b in zip(found.getpixel(place), own.getpixel(place))) for place in (inside, outside)]
+    assert changes[0] > 3 >= changes[1], changes  # newer hosts decode a JPEG otherwise than Pillow, by a level or two
     if linux:
         assert peak_memory(host.process.pid) - before < 3e9
 
