@@ -107,7 +107,7 @@ def measure(comfyui: Path, python: str, folder: Path, graph: dict, device: str) 
             _wait_for(f"{address}/system_stats", server, folder / "server.log")
             prompt = _ask(f"{address}/prompt", {"prompt": graph})["prompt_id"]
             seconds = _run(address, prompt, server, folder / "server.log")
-            return {"seconds": seconds, "peak": _peak(server.pid)}
+            return {"seconds": seconds, "peak": peak_memory(server.pid)}
         finally:
             server.terminate()
             server.wait()
@@ -155,8 +155,8 @@ def _ask(address: str, content: dict | None = None) -> dict:
         raise ValueError(f"ComfyUI refused the graph: {error.read().decode(errors='replace')[:500]}") from error
 
 
-def _peak(pid: int) -> int | None:
-    """Peak memory of a running process in bytes."""
+def peak_memory(pid: int) -> int | None:
+    """Peak memory of a running process in bytes; None where the system does not tell."""
     status = Path(f"/proc/{pid}/status")
     if not status.is_file():
         return None

@@ -85,7 +85,8 @@ def warn_of_inversion(mask: torch.Tensor, node: str) -> None:
     """Says so where a mask [B, 1, H, W] holds most of a picture, along its frame too: a foreground hardly ever does, its
     background nearly always."""
     frame = torch.cat((mask[..., 0, :], mask[..., -1, :], mask[..., :, 0], mask[..., :, -1]), -1)
-    share = mask.mean((1, 2, 3))[(frame.mean((1, 2)) >= 0.8) & (mask.mean((1, 2, 3)) >= 0.5)]
+    share = mask.mean((1, 2, 3))
+    share = share[(frame.mean((1, 2)) >= 0.8) & (share >= 0.5)]
     if len(share):
         logger.warning(
             "%s: the mask covers %.0f %% of the picture and its frame. What it covers is changed; if that is the background, put Invert "

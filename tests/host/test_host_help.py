@@ -1,6 +1,5 @@
 """What ComfyUI's page tells a user about the nodes, in English and in Chinese, and the blueprint that holds them all."""
 
-import json
 import shutil
 import urllib.request
 
@@ -9,10 +8,8 @@ import graphs
 import pictures
 import pytest
 from harness import PACK, ROOT, Graph
+from test_help import DOCS, NODES, WORDS
 
-DOCS = ROOT / "web" / "docs"
-WORDS = {locale: json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8")) for locale in ("en", "zh")}
-NODES = list(WORDS["en"])
 BLUEPRINT = ROOT / "subgraphs" / "Harmonize (DiffHarmony).json"
 WAIT = 60_000  # ms, for what the page shows at once on a machine that is not busy
 KNOBS = {"seed": 3, "resolution": 192, "radius": 5, "detail": 0.8, "feather": 4}
