@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from . import __version__
+from .errors import InputError
 
 PROGRAM = "python -m diffharmony_models"
 COMMANDS = {
@@ -99,13 +100,13 @@ def run(args: argparse.Namespace) -> int:
     from .harmonize import dtype
 
     if not args.out.endswith(".safetensors"):
-        raise ValueError(f"{args.out}: expected a name that ends in .safetensors")
+        raise InputError(f"{args.out}: expected a name that ends in .safetensors")
     try:
         kind = None if args.dtype is None else dtype(args.dtype)
     except argparse.ArgumentTypeError as error:
-        raise ValueError(str(error)) from error
+        raise InputError(str(error)) from error
     if os.path.realpath(args.source) == os.path.realpath(args.out):
-        raise ValueError(f"{args.out} would be written over its source; give another name")
+        raise InputError(f"{args.out} would be written over its source; give another name")
     print(checkpoint.describe(checkpoint.convert(args.source, args.out, kind)))
     print(f"written: {args.out}, {os.path.getsize(args.out) / 1e6:.1f} MB")
     return 0

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from . import __version__, images, metrics
 from .benchmark_loops import UNET_WIDTHS, VAE_WIDTHS, last_line, random_checkpoint
+from .errors import InputError
 from .harmonize import dtype, find_device, steps
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     composite, mask = args.composite or EXAMPLES / "astronaut.jpg", args.mask or EXAMPLES / "astronaut_mask.png"
     for path in (composite, mask):
         if not path.is_file():
-            raise ValueError(f"{path} is not there (the examples come with the repository, not with the package); give --composite and --mask")
+            raise InputError(f"{path} is not there (the examples come with the repository, not with the package); give --composite and --mask")
     usual = _name(default_dtype(device))
     kinds = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (usual != "float32")
     found, results = {}, {}
@@ -124,7 +125,7 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         command += [] if args.device == "auto" else ["--device", args.device]
         found.setdefault(kind, []).append(_launch(command, folder))
         if not results[kind].is_file():
-            raise ValueError(f"{' '.join(map(str, command))} ended well but wrote no file")
+            raise InputError(f"{' '.join(map(str, command))} ended well but wrote no file")
     figures = {"dtype": usual, "bound_seconds": DEMO_SECONDS, "bound_mb": DEMO_MB, **{kind: _summary(runs) for kind, runs in found.items()}}
     rows = [(f"{kind}{', the default' if kind == usual else ''}", *_cells(figures[kind])) for kind in found]
     rows.append(("bound, on two CPU cores", f"{DEMO_SECONDS:.1f}", f"{DEMO_MB}"))
@@ -188,7 +189,7 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
     for _ in range(args.repeats):
         done = subprocess.run([sys.executable, "-c", _IMPORT], env=_environment(), capture_output=True, text=True)
         if done.returncode:
-            raise ValueError(f"importing {__package__} failed: {last_line(done.stderr)}")
+            raise InputError(f"importing {__package__} failed: {last_line(done.stderr)}")
         first, *loaded = done.stdout.split()
         seconds.append(float(first))
     figures = {"seconds": statistics.median(seconds), "bound_seconds": IMPORT_SECONDS, "loaded": loaded, "runs": seconds}
@@ -235,11 +236,11 @@ def _launch(command: list, folder: Path) -> dict:
         env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     if done.returncode:
-        raise ValueError(f"{_words(command)} could not be started: {last_line(done.stderr)}")
+        raise InputError(f"{_words(command)} could not be started: {last_line(done.stderr)}")
     found = json.loads(report.read_text())
     if found["code"]:
         _raise_if_killed(found["code"])
-        raise ValueError(f"{_words(command)} failed: {last_line(done.stderr).removeprefix('error: ')}")
+        raise InputError(f"{_words(command)} failed: {last_line(done.stderr).removeprefix('error: ')}")
     return found
 
 
@@ -254,7 +255,7 @@ def _work(task: dict, folder: Path) -> dict:
         raise RuntimeError(f"The measured process failed on {task}:\n{done.stderr}")
     found = json.loads((folder / "work.json").read_text())
     if "error" in found:
-        raise ValueError(found["error"])
+        raise InputError(found["error"])
     return found
 
 
@@ -263,21 +264,21 @@ def _work(task: dict, folder: Path) -> dict:
 
 def _check(args: argparse.Namespace) -> None:
     if args.repeats < 1:
-        raise ValueError(f"--repeats {args.repeats} is too small; give 1 or more")
+        raise InputError(f"--repeats {args.repeats} is too small; give 1 or more")
     if args.steps < 2:
-        raise ValueError("--steps 1 cannot be compared: for one step the diffusers loop starts at timestep 0; give 2 or more")
+        raise InputError("--steps 1 cannot be compared: for one step the diffusers loop starts at timestep 0; give 2 or more")
     if args.resolution is not None and (args.resolution < 64 or args.resolution % 64):
-        raise ValueError(f"--resolution {args.resolution} is no multiple of 64; give 512, for example")
+        raise InputError(f"--resolution {args.resolution} is no multiple of 64; give 512, for example")
     if args.only == "host" and args.comfyui is None:
-        raise ValueError("--only host needs --comfyui DIR, the folder with ComfyUI's main.py")
+        raise InputError("--only host needs --comfyui DIR, the folder with ComfyUI's main.py")
     if args.comfyui is not None and not (args.comfyui / "main.py").is_file():
-        raise ValueError(f"--comfyui {args.comfyui}: there is no main.py; give ComfyUI's own folder")
+        raise InputError(f"--comfyui {args.comfyui}: there is no main.py; give ComfyUI's own folder")
     if args.widths and any(width < 32 or width % 32 for width in args.widths):
-        raise ValueError(f"--widths {' '.join(map(str, args.widths))}: each must be a multiple of 32, for the normalisation's groups")
+        raise InputError(f"--widths {' '.join(map(str, args.widths))}: each must be a multiple of 32, for the normalisation's groups")
     if (args.composite is None) != (args.mask is None):
-        raise ValueError("--composite and --mask go together; give both or neither")
+        raise InputError("--composite and --mask go together; give both or neither")
     if args.json is not None and (args.json.is_dir() or not args.json.resolve().parent.is_dir()):
-        raise ValueError(f"--json {args.json}: give the name of a file in a folder that exists")
+        raise InputError(f"--json {args.json}: give the name of a file in a folder that exists")
 
 
 def _machine(device: torch.device) -> dict[str, str]:
@@ -335,7 +336,7 @@ def _words(command: list) -> str:
 
 def _raise_if_killed(code: int) -> None:
     if code < 0:
-        raise ValueError(f"a measured process was stopped by signal {-code}, most likely for want of memory; free some, or give a smaller --resolution")
+        raise InputError(f"a measured process was stopped by signal {-code}, most likely for want of memory; free some, or give a smaller --resolution")
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from . import checkpoint, images
 from .benchmark_loops import last_line, random_checkpoint
+from .errors import InputError
 
 START_SECONDS = 600  # for a server to answer
 _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # this machine's own, whatever proxy is set
@@ -124,7 +125,7 @@ def _run(address: str, prompt: str, server: subprocess.Popen, log: Path) -> floa
         messages = {name: content for name, content in found["status"]["messages"]}
         if "execution_success" not in messages:
             error = messages.get("execution_error", {})
-            raise ValueError(f"ComfyUI failed in {error.get('node_type', 'a node')}: {error.get('exception_message', 'it was interrupted')}")
+            raise InputError(f"ComfyUI failed in {error.get('node_type', 'a node')}: {error.get('exception_message', 'it was interrupted')}")
         return (messages["execution_success"]["timestamp"] - messages["execution_start"]["timestamp"]) / 1000
 
 
@@ -137,12 +138,12 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
             return
         except OSError:  # URLError is one
             time.sleep(1)
-    raise ValueError(f"ComfyUI did not answer within {START_SECONDS} seconds: {last_line(log.read_text(errors='replace'))}")
+    raise InputError(f"ComfyUI did not answer within {START_SECONDS} seconds: {last_line(log.read_text(errors='replace'))}")
 
 
 def _alive(server: subprocess.Popen, log: Path) -> None:
     if server.poll() is not None:
-        raise ValueError(f"ComfyUI ended by itself ({server.returncode}): {last_line(log.read_text(errors='replace'))}")
+        raise InputError(f"ComfyUI ended by itself ({server.returncode}): {last_line(log.read_text(errors='replace'))}")
 
 
 def _ask(address: str, content: dict | None = None) -> dict:
@@ -152,7 +153,7 @@ def _ask(address: str, content: dict | None = None) -> dict:
         with _OPEN(request, timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        raise ValueError(f"ComfyUI refused the graph: {error.read().decode(errors='replace')[:500]}") from error
+        raise InputError(f"ComfyUI refused the graph: {error.read().decode(errors='replace')[:500]}") from error
 
 
 def peak_memory(pid: int) -> int | None:

@@ -17,6 +17,7 @@ from . import checkpoint_folders as folders
 from . import checkpoint_parts as parts_of
 from .checkpoint_folders import FORMAT
 from .checkpoint_parts import NAMES, PARTS, Part, line, shapes
+from .errors import InputError
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
@@ -49,7 +50,7 @@ def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Ch
     path = Path(os.path.abspath(path))
     unknown = set(parts) - {*PARTS, "null_text"}
     if unknown:
-        raise ValueError(f"Unknown parts {sorted(unknown)}; expected some of {', '.join(PARTS)}, null_text.")
+        raise InputError(f"Unknown parts {sorted(unknown)}; expected some of {', '.join(PARTS)}, null_text.")
     found = folders.find(path)
     if found[0].kind == "checkpoint":
         return _read_one_file(found[0].where, parts)
@@ -80,9 +81,9 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
     path = Path(path)
     dtype = _DTYPES.get(dtype, dtype)
     if dtype is not None and dtype not in _CODES:
-        raise ValueError(f'Weights cannot be stored as "{dtype}"; expected one of {", ".join(_DTYPES)}.')
+        raise InputError(f'Weights cannot be stored as "{dtype}"; expected one of {", ".join(_DTYPES)}.')
     if path.suffix != ".safetensors" or not path.parent.is_dir() or path.is_dir():
-        raise ValueError(f"Cannot write {path}: give a name that ends in .safetensors, in a folder that exists.")
+        raise InputError(f"Cannot write {path}: give a name that ends in .safetensors, in a folder that exists.")
     metadata = {"format": FORMAT, "prediction_type": checkpoint.prediction_type}
     metadata["resolution"] = str(checkpoint.resolution)
     _settings(metadata, checkpoint.name)
@@ -97,7 +98,7 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
         _check_null_text(checkpoint)
         tensors["null_text"] = (checkpoint.null_text, torch.float32)
     if not tensors:
-        raise ValueError(f"Nothing to write to {path}: the checkpoint {checkpoint.name} has no part.")
+        raise InputError(f"Nothing to write to {path}: the checkpoint {checkpoint.name} has no part.")
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -198,7 +199,7 @@ def _skeleton(kind: str, part: Part) -> torch.nn.Module:
         with torch.device("meta"):
             module = Network.from_config(part.config)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"The {name}'s config describes no network that can be built: {line(error)}") from error
+        raise InputError(f"The {name}'s config describes no network that can be built: {line(error)}") from error
     want, have = shapes(module.state_dict()), shapes(part.state)
     wrong = [key for key in want if have.get(key, want[key]) != want[key]]
     faults = {
@@ -208,7 +209,7 @@ def _skeleton(kind: str, part: Part) -> torch.nn.Module:
     }
     words = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
     if words:
-        raise ValueError(
+        raise InputError(
             f"The {name}'s tensors do not fit its config: {'; '.join(words)}. "
             "Use the config.json that belongs to these weights, or get the weights anew."
         )
@@ -229,11 +230,11 @@ def _null_text(part: Part, where: Path) -> torch.Tensor:
         state = {key: part.state[key.removeprefix("text_model.")].float() for key in model.state_dict()}
         model.load_state_dict(state, strict=True, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{where}: the text encoder's tensors do not fit its config: {line(error)}") from error
+        raise InputError(f"{where}: the text encoder's tensors do not fit its config: {line(error)}") from error
     facts = parts_of.facts("text_encoder", shapes(part.state), where)
     vocabulary, tokens = facts["vocab_size"], facts["max_position_embeddings"]
     if vocabulary != 49408:
-        raise ValueError(f"{where}: CLIP's vocabulary of 49408 tokens is expected, this one has {vocabulary}.")
+        raise InputError(f"{where}: CLIP's vocabulary of 49408 tokens is expected, this one has {vocabulary}.")
     ids = torch.tensor([[49406] + [49407] * (tokens - 1)])
     with torch.no_grad():
         return model(input_ids=ids, position_ids=torch.arange(tokens)[None])[0][0]
@@ -244,10 +245,10 @@ def _check_null_text(checkpoint: Checkpoint) -> None:
     if null_text is None:
         return
     if null_text.dim() != 2 or not parts_of.is_finite(null_text):
-        raise ValueError(f"{name}: a null text is [tokens, width] and finite; this is not ({list(null_text.shape)}).")
+        raise InputError(f"{name}: a null text is [tokens, width] and finite; this is not ({list(null_text.shape)}).")
     width = parts_of.facts("unet", shapes(unet.state), name)["cross_attention_dim"] if unet else null_text.shape[1]
     if width != null_text.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"{name}: the UNet's text width is {width}, the null text's {null_text.shape[1]}. "
             "Use the text encoder that belongs to this UNet."
         )
@@ -258,10 +259,10 @@ def _settings(content: dict, where) -> tuple[str, int]:
     prediction = content.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
         known = " and ".join(_PREDICTIONS)
-        raise ValueError(f'{where}: prediction type "{prediction}" is not supported, only {known} are.')
+        raise InputError(f'{where}: prediction type "{prediction}" is not supported, only {known} are.')
     resolution = str(content.get("resolution", 1024))
     if not resolution.isdecimal() or int(resolution) < 64:
-        raise ValueError(f'{where}: resolution "{resolution}" is no number of pixels, at least 64.')
+        raise InputError(f'{where}: resolution "{resolution}" is no number of pixels, at least 64.')
     return prediction, int(resolution)
 
 
@@ -274,13 +275,13 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
         strange = [key for group in sorted(set(keys) - {*PARTS, "null_text"}) for key in keys[group]]
         if strange or "null_text" in keys and keys["null_text"] != ["null_text"]:
             strange = strange or keys["null_text"]
-            raise ValueError(f"{path}: tensors of no part: {', '.join(strange[:3])}. Get or convert it anew.")
+            raise InputError(f"{path}: tensors of no part: {', '.join(strange[:3])}. Get or convert it anew.")
         prediction_type, resolution = _settings(metadata, path)
         checkpoint = Checkpoint(path.stem, prediction_type=prediction_type, resolution=resolution)
         for kind in PARTS:
             if (kind in keys) != (kind in metadata):
                 there, lacking = ("tensors", "config") if kind in keys else ("config", "tensors")
-                raise ValueError(f"{path}: the {NAMES[kind]} has {there} but no {lacking}. Get or convert it anew.")
+                raise InputError(f"{path}: the {NAMES[kind]} has {there} but no {lacking}. Get or convert it anew.")
             if kind in keys and kind in parts:
                 state = {key.partition(".")[2]: file.get_tensor(key) for key in keys[kind]}
                 part = Part(parts_of.parse_json(metadata[kind], f"{path}, metadata {kind}"), state)
@@ -308,7 +309,7 @@ def _stream(file, tensors: dict[str, tuple[torch.Tensor, torch.dtype]], metadata
         tensor, dtype = tensors[name]
         tensor = tensor.detach().to("cpu", dtype).contiguous()
         if not parts_of.is_finite(tensor):
-            raise ValueError(
+            raise InputError(
                 f"Not written: {name} holds NaN or infinity as {dtype}. Where fp16 is too narrow take bf16 or fp32; "
                 "else get or train these weights anew."
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint_parts import NAMES, class_of, kind_of_config, kind_of_keys, line, parse_json, peek, strangers
+from .errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -54,17 +55,17 @@ def find(path: Path) -> list[Found]:
     if path.is_dir():
         found = _scan(path, _DEPTH, _pipeline_above(path))
         if not found:
-            raise ValueError(
+            raise InputError(
                 f"{path}: nothing of DiffHarmony in this folder. Point at the unpacked one (with base/, refinement/), "
                 "a diffusers pipeline, one part's folder (config.json beside its weights) or one file."
             )
         if len(found) > 1 and any(each.kind == "checkpoint" for each in found):
-            raise ValueError(f"{path} holds several checkpoints: {_listed(found)}. Point at one of them.")
+            raise InputError(f"{path} holds several checkpoints: {_listed(found)}. Point at one of them.")
         return found
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file or folder. Give a checkpoint's file or its folder.")
+        raise InputError(f"{path}: there is no such file or folder. Give a checkpoint's file or its folder.")
     if path.suffix == ".json":
-        raise ValueError(f"{path} holds no weights. Point at its folder instead.")
+        raise InputError(f"{path} holds no weights. Point at its folder instead.")
     metadata, shapes = peek(path)
     if metadata.get("format") == FORMAT:
         return [Found("checkpoint", [path], None, path, path.parent, None)]
@@ -74,7 +75,7 @@ def find(path: Path) -> list[Found]:
         words = f"Its tensors: {strangers(shapes)}"
         if kind_of_keys(shapes):
             words = f"The config.json beside it is that of a {class_of(config)}"
-        raise ValueError(f"{path}: not a part of DiffHarmony. {words}.")
+        raise InputError(f"{path}: not a part of DiffHarmony. {words}.")
     return [Found(kind, [path], config, path, path.parent.parent, _pipeline_above(path.parent))]
 
 
@@ -90,7 +91,7 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
     headless -= own
     kept = [each for each in found if each.pipeline not in headless and (each.harmonizing or each.kind != "unet")]
     if not kept:
-        raise ValueError(
+        raise InputError(
             f"{path}: a pipeline without unet/, as the published inverse model is (it makes composites out of real "
             "images, it cannot harmonize). Point at the harmonizing one, published as base/, or at the folder of both."
         )
@@ -99,7 +100,7 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
 
     nine = [each for each in unets if each.channels == 9]
     if len(nine) > 1:
-        raise ValueError(f"{path} holds several UNets that could be meant: {_listed(nine)}. Point at one of them.")
+        raise InputError(f"{path} holds several UNets that could be meant: {_listed(nine)}. Point at one of them.")
     unet = (nine or unets or [None])[0]
     unit = unet.unit if unet else path
     chosen = {"unet": unet} if unet else {}
@@ -107,7 +108,7 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
         of_kind = [each for each in kept if each.kind == kind]
         near = [each for each in of_kind if each.unit == unit] or of_kind
         if kind != "unet" and len(near) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds more than one {NAMES[kind]}: {_listed(near)}. Point at one, or move one away."
             )
         if kind != "unet" and near:
@@ -187,7 +188,7 @@ def _weight_sets(folder: Path, one: bool) -> list[list[Path]]:
             best[group] = min(best.get(group, (rank, path)), (rank, path))
     if one and len(best) > 1 and "" not in best:
         names = ", ".join(path.name for _, path in best.values())
-        raise ValueError(f"{folder} holds several weight files: {names}. Point at one of them.")
+        raise InputError(f"{folder} holds several weight files: {names}. Point at one of them.")
     files = [best[group][1] for group in sorted(best)]
     return [_shards(path) if path.suffix == ".json" else [path] for path in files]
 
@@ -196,7 +197,7 @@ def _shards(index: Path) -> list[Path]:
     names = parse_json(index.read_bytes(), index).get("weight_map")
     files = [index.parent / name for name in sorted(set(names.values()))] if isinstance(names, dict) else []
     if not files or any(file.parent != index.parent or not file.is_file() for file in files):
-        raise ValueError(f"{index}: not all files that it lists lie beside it. Get the whole folder again.")
+        raise InputError(f"{index}: not all files that it lists lie beside it. Get the whole folder again.")
     return files
 
 

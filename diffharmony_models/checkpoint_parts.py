@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .errors import InputError
+
 PARTS = ("unet", "vae", "refiner", "harmony_vae")
 NAMES = {
     "unet": "UNet",
@@ -52,14 +54,14 @@ def load(kind: str, files: list[Path], config: dict | None, where: Path) -> Part
     config.json; what shapes tell then has to do. where: named in errors (ValueError).
     """
     if not files:
-        raise ValueError(f"{where}: config.json stands there without its weights. Get the whole folder again.")
+        raise InputError(f"{where}: config.json stands there without its weights. Get the whole folder again.")
     state = {}
     for path in files:
         state |= tensors(path)
     actual = kind_of_keys(shapes(state))
     if actual != kind:
         words = f"they are those of a {NAMES[actual]}" if actual else strangers(state)
-        raise ValueError(f"{where}: config.json describes a {NAMES[kind]}, but of its tensors: {words}.")
+        raise InputError(f"{where}: config.json describes a {NAMES[kind]}, but of its tensors: {words}.")
     state = {_modern(key, kind): tensor for key, tensor in state.items() if not key.endswith("position_ids")}
     if kind != "unet":
         for key, tensor in state.items():
@@ -110,32 +112,32 @@ def check(kind: str, part: Part, where) -> None:
     """ValueError unless the part is one that we can use: its channels, its config against its shapes, its dtype."""
     found = facts(kind, shapes(part.state), where)
     if kind == "unet" and found["in_channels"] != 9:
-        raise ValueError(
+        raise InputError(
             f"{where}: a 9-channel inpainting UNet is expected (noisy latent 4, mask 1, composite latent 4), this one "
             f"takes {found['in_channels']} channels. Use Stable Diffusion inpainting weights or DiffHarmony's."
         )
     if kind == "refiner" and found["in_channels"] not in (3, 4, 7):
-        raise ValueError(f"{where}: a refiner takes 7, 4 or 3 channels, this one takes {found['in_channels']}.")
+        raise InputError(f"{where}: a refiner takes 7, 4 or 3 channels, this one takes {found['in_channels']}.")
     for key, value in found.items():
         said = part.config.get(key, value)
         said = list(said) if isinstance(said, tuple) else said
         if isinstance(said, list) and not isinstance(value, list):
             continue  # one value a level; the build compares all shapes
         if said != value:
-            raise ValueError(
+            raise InputError(
                 f"{where}: the {NAMES[kind]}'s config says {key} {said}, its weights have {value}. "
                 "Use the config.json that belongs to these weights."
             )
     for key, tensor in part.state.items():
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
-            raise ValueError(f"{where}: {key} is stored as {tensor.dtype}; expected plain fp32, fp16 or bf16 weights.")
+            raise InputError(f"{where}: {key} is stored as {tensor.dtype}; expected plain fp32, fp16 or bf16 weights.")
 
 
 def check_finite(part: Part, where) -> None:
     """ValueError where a weight is NaN or infinite."""
     for key, tensor in part.state.items():
         if not is_finite(tensor):
-            raise ValueError(f"{where}: {key} holds NaN or infinity. Get or train these weights anew.")
+            raise InputError(f"{where}: {key} holds NaN or infinity. Get or train these weights anew.")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -151,7 +153,7 @@ def facts(kind: str, shapes: dict[str, tuple], where) -> dict:
 
     def size(key: str, axis: int) -> int:
         if len(shapes.get(key, ())) <= axis:
-            raise ValueError(f"{where}: the {NAMES[kind]} is not whole, {key} is missing. Get the weights anew.")
+            raise InputError(f"{where}: the {NAMES[kind]} is not whole, {key} is missing. Get the weights anew.")
         return shapes[key][axis]
 
     if kind == "text_encoder":
@@ -204,14 +206,14 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(
+        raise InputError(
             f"{path}: cannot be read as plain tensors: it is damaged, or a pickle that wants to run code (nothing "
             "of it was executed). Get the .safetensors version, or the file again."
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
-        raise ValueError(f"{path}: not a file of named tensors. Give a part's weights, as diffusers saves them.")
+        raise InputError(f"{path}: not a file of named tensors. Give a part's weights, as diffusers saves them.")
     return dict(state)
 
 
@@ -222,7 +224,7 @@ def opened(path: Path):
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file ({line(error)}). Get it again.") from error
+        raise InputError(f"{path}: damaged or not a safetensors file ({line(error)}). Get it again.") from error
 
 
 def parse_json(text: bytes | str, where) -> dict:
@@ -230,9 +232,9 @@ def parse_json(text: bytes | str, where) -> dict:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: damaged, not JSON ({line(error)}). Get it again.") from error
+        raise InputError(f"{where}: damaged, not JSON ({line(error)}). Get it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{where}: expected a JSON object, found a {type(content).__name__}. Get it again.")
+        raise InputError(f"{where}: expected a JSON object, found a {type(content).__name__}. Get it again.")
     return content
 
 
@@ -258,7 +260,7 @@ def _inferred(kind: str, found: dict, where) -> dict:
     if kind == "unet":
         known = widths == [320, 640, 1280, 1280] and found["cross_attention_dim"] == 768
     if not known:
-        raise ValueError(
+        raise InputError(
             f"{where}: there is no config.json, and shapes alone do not tell all of this {NAMES[kind]}. Put it beside."
         )
     if kind == "unet":

@@ -13,6 +13,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .errors import InputError
+
 F = np.float32
 LUMA = np.array([0.299, 0.587, 0.114], F)
 
@@ -224,11 +226,11 @@ def transfer_colors(source, reference, source_mask=None, reference_mask=None, me
     Raises ValueError for an unknown method or space, or shapes that do not fit.
     """
     if method not in TRANSFERS or space not in SPACES:
-        raise ValueError(f"no colour transfer {method!r} in {space!r}; methods: {', '.join(TRANSFERS)}; spaces: {', '.join(SPACES)}")
+        raise InputError(f"no colour transfer {method!r} in {space!r}; methods: {', '.join(TRANSFERS)}; spaces: {', '.join(SPACES)}")
     _check("source", source, source_mask)
     _check("reference", reference, reference_mask)
     if len(source) != len(reference):
-        raise ValueError(f"source and reference must be batches of the same length, got {len(source)} and {len(reference)}")
+        raise InputError(f"source and reference must be batches of the same length, got {len(source)} and {len(reference)}")
     there, back = SPACES[space]
     result = source.clone()
     for number, picture in enumerate(source):
@@ -259,8 +261,8 @@ def _region(mask, number, picture):
 
 def _check(name, image, mask):
     if image.ndim != 4 or image.shape[1] != 3:
-        raise ValueError(f"{name} must be a batch of RGB pictures, B3HW, got shape {tuple(image.shape)}")
+        raise InputError(f"{name} must be a batch of RGB pictures, B3HW, got shape {tuple(image.shape)}")
     if mask is None:
         return
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != image.shape[2:] or len(mask) not in (1, len(image)):
-        raise ValueError(f"the mask of {name} must be B1HW with its picture's size, got {tuple(mask.shape)} for {tuple(image.shape)}")
+        raise InputError(f"the mask of {name} must be B1HW with its picture's size, got {tuple(mask.shape)} for {tuple(image.shape)}")

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from . import color, geometry, images, metrics
+from .errors import InputError
 from .harmonize import dtype, find_device, in_words, picture_seed, resolution, seed, steps
 from .iharmony import COMPOSITES, Triple, pairs
 from .report import Missing, Report, Score
@@ -66,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
     for name, lowest in (("limit", 1), ("batch_size", 1)):
         value = getattr(args, name)
         if value is not None and value < lowest:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is too small; give {lowest} or more")
+            raise InputError(f"--{name.replace('_', '-')} {value} is too small; give {lowest} or more")
     triples = pairs(args.dataset_root, args.list)
     entries = [triple.composite.relative_to(args.dataset_root).as_posix() for triple in triples]
     twice = [entry for entry, number in Counter(entries).items() if number > 1]
     if twice:
-        raise ValueError(f"{args.list} names {len(twice)} composites more than once ({_some(twice)}); remove the repeated lines")
+        raise InputError(f"{args.list} names {len(twice)} composites more than once ({_some(twice)}); remove the repeated lines")
     triples, entries = triples[: args.limit], entries[: args.limit]
     args.results.mkdir(parents=True, exist_ok=True)
 
@@ -117,7 +118,7 @@ class Pair:
 def quantized(image: torch.Tensor) -> torch.Tensor:
     """An image in [0, 1] as if it had been saved with 8 bits and read again. ValueError for NaN and infinite values."""
     if not torch.isfinite(image).all():
-        raise ValueError("the result holds NaN or infinite values; try --dtype float32, or another checkpoint")
+        raise InputError("the result holds NaN or infinite values; try --dtype float32, or another checkpoint")
     return image.detach().float().cpu().mul(255).round().clamp(0, 255) / 255
 
 
@@ -158,7 +159,7 @@ def _load(batch: Sequence[tuple[str, Triple]], report: Report) -> Iterator[Pair]
         try:
             mask = geometry.binarize(geometry.resize(images.read_mask(triple.mask), SIZE))
             if geometry.is_empty(mask).any():
-                raise ValueError(f"{triple.mask} has no foreground at {SIZE[1]}x{SIZE[0]}")
+                raise InputError(f"{triple.mask} has no foreground at {SIZE[1]}x{SIZE[0]}")
             composite, real = (prepared(images.read_image(path).pixels) for path in (triple.composite, triple.real))
             yield Pair(entry, triple, composite, mask, real)
         except (ValueError, OSError) as error:
@@ -199,7 +200,7 @@ class _Pictures:
     def __init__(self, folder: Path, triples: Sequence[Triple]):
         """Takes `folder/<stem>.<any>` or `folder/<subset>/<stem>.<any>` (with or without composite_images in between)."""
         if not folder.is_dir():
-            raise ValueError(f"No folder {folder}; --outputs takes a folder of pictures named as the composites")
+            raise InputError(f"No folder {folder}; --outputs takes a folder of pictures named as the composites")
         self.about = f"pictures of {folder}"
         self._folder = folder
         self._files: dict[tuple[str, str], list[Path]] = {}
@@ -225,11 +226,11 @@ class _Pictures:
         if not found:
             found = self._files.get(("", stem), [])
             if found and stem in self._in_several:
-                raise ValueError(f"{found[0]} could belong to several subsets; put it into a folder named {triple.subset}")
+                raise InputError(f"{found[0]} could belong to several subsets; put it into a folder named {triple.subset}")
         if not found:
             raise FileNotFoundError(f"no picture {stem}.* in {self._folder} nor in {self._folder / triple.subset}")
         if len(found) > 1:
-            raise ValueError(f"{len(found)} pictures for {stem}: {', '.join(path.name for path in found)}; keep one")
+            raise InputError(f"{len(found)} pictures for {stem}: {', '.join(path.name for path in found)}; keep one")
         return found[0]
 
 
@@ -263,7 +264,7 @@ class _Engine:
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
-            failure = ValueError(f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16")
+            failure = InputError(f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16")
         if len(batch) == 1:
             return [dict.fromkeys(self.methods, failure)]
         return [result for pair in batch for result in self.results([pair])]

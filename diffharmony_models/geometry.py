@@ -9,6 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .errors import InputError
+
 SIDE = 64  # eight pixels a latent, times the UNet's three halvings
 LATENT = 8
 
@@ -22,18 +24,18 @@ def inference_size(height: int, width: int, resolution: int, shape: str = "keep"
     Raises ValueError for sizes that cannot be and for an unknown shape.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"An image of {width}x{height} pixels has no content; give one of at least 1x1.")
+        raise InputError(f"An image of {width}x{height} pixels has no content; give one of at least 1x1.")
     if resolution < SIDE:
-        raise ValueError(f"Inference resolution {resolution} is too small; give at least {SIDE}.")
+        raise InputError(f"Inference resolution {resolution} is too small; give at least {SIDE}.")
     if shape == "square":
         if resolution % SIDE:
             nearest = max(SIDE, round(resolution / SIDE) * SIDE)
-            raise ValueError(f"A square resolution must be a multiple of {SIDE}, not {resolution}; try {nearest}.")
+            raise InputError(f"A square resolution must be a multiple of {SIDE}, not {resolution}; try {nearest}.")
         return resolution, resolution
     if shape == "keep":
         scale = resolution / math.sqrt(height * width)
         return tuple(max(SIDE, round(side * scale / SIDE) * SIDE) for side in (height, width))
-    raise ValueError(f'Unknown shape "{shape}"; expected "keep" or "square".')
+    raise InputError(f'Unknown shape "{shape}"; expected "keep" or "square".')
 
 
 def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -57,7 +59,7 @@ def latent_mask(mask: torch.Tensor, size: tuple[int, int], factor: int = LATENT)
     """
     height, width = size
     if height % factor or width % factor:
-        raise ValueError(f"Inference size {width}x{height} must be a multiple of {factor}; see `inference_size`.")
+        raise InputError(f"Inference size {width}x{height} must be a multiple of {factor}; see `inference_size`.")
     return F.interpolate(binarize(resize(mask, size)), size=(height // factor, width // factor), mode="nearest")
 
 
@@ -74,19 +76,19 @@ def match(composite: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, to
     """
     for name, tensor, channels in (("composite", composite, 3), ("mask", mask, 1)):
         if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"The {name} must be a float tensor [batch, {channels}, height, width] in [0, 1], "
                 f"not {tensor.dtype} {list(tensor.shape)}."
             )
     if composite.shape[-2:] != mask.shape[-2:]:
-        raise ValueError(
+        raise InputError(
             f"Image and mask must be the same size. {_size(composite)} != {_size(mask)}. "
             "Resize the mask to the image, or give the mask that belongs to it."
         )
     if mask.shape[0] == 1:
         mask = mask.expand(composite.shape[0], -1, -1, -1)
     if composite.shape[0] != mask.shape[0]:
-        raise ValueError(
+        raise InputError(
             f"{composite.shape[0]} images came with {mask.shape[0]} masks; give one mask for all, or one for each image."
         )
     return composite, mask
@@ -100,7 +102,7 @@ def feathered(mask: torch.Tensor, feather: int) -> torch.Tensor:
     mask: [B, 1, H, W] in [0, 1]. feather: pixels, >= 0.
     """
     if feather < 0:
-        raise ValueError(f"Feather must be 0 or more pixels, not {feather}.")
+        raise InputError(f"Feather must be 0 or more pixels, not {feather}.")
     if feather == 0:
         return mask
     eroded, total = mask.clone(), mask.clone()
@@ -132,7 +134,7 @@ def paste(harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor,
     """
     composite, mask = match(composite, mask)
     if harmonized.shape != composite.shape:
-        raise ValueError(
+        raise InputError(
             f"The harmonized image must have the composite's shape. {list(harmonized.shape)} != {list(composite.shape)}. "
             "Resize it first."
         )

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from . import geometry, images
+from .errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -139,35 +140,35 @@ def _run_folder(args: argparse.Namespace, device: torch.device) -> int:
 def single(args: argparse.Namespace) -> Job:
     """The job of one picture. ValueError where an output cannot be written or would replace an input."""
     if args.mask.is_dir():
-        raise ValueError(f"{args.composite} is one picture but {args.mask} is a folder; give one mask, or folders for all three")
+        raise InputError(f"{args.composite} is one picture but {args.mask} is a folder; give one mask, or folders for all three")
     for path in (args.out, args.compare):
         if path is None:
             continue
         images.check_output(path)
         if any(_same(path, source) for source in (args.composite, args.mask)):
-            raise ValueError(f"{path} would be written over an input; give the result another name")
+            raise InputError(f"{path} would be written over an input; give the result another name")
     if args.compare is not None and _same(args.compare, args.out):
-        raise ValueError(f"{args.compare} cannot be both the result and the sheet; give them different names")
+        raise InputError(f"{args.compare} cannot be both the result and the sheet; give them different names")
     return Job(args.composite, args.mask, args.out, args.compare)
 
 
 def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
     """The jobs of a folder, sorted by name, and (name, reason) of the composites that cannot be one. ValueError for unusable folders."""
     if not args.mask.is_dir():
-        raise ValueError(f"{args.composite} is a folder but {args.mask} is none; give a folder of masks")
+        raise InputError(f"{args.composite} is a folder but {args.mask} is none; give a folder of masks")
     outputs = [args.out] if args.compare is None else [args.out, args.compare]
     for path in outputs:
         if path.exists() and not path.is_dir() or path.suffix.lower() in images.WRITABLE:
-            raise ValueError(f"{args.composite} is a folder, so {path} must be a folder too; give the name of a folder")
+            raise InputError(f"{args.composite} is a folder, so {path} must be a folder too; give the name of a folder")
     folders = [args.composite, args.mask, *outputs]
     if len({path.resolve() for path in folders}) < len(folders):
-        raise ValueError(f"the folders must differ: {', '.join(map(str, folders))}; give each a folder of its own")
+        raise InputError(f"the folders must differ: {', '.join(map(str, folders))}; give each a folder of its own")
     masks: dict[str, list[Path]] = {}
     for path in _pictures(args.mask):
         masks.setdefault(path.stem, []).append(path)
     composites = list(_pictures(args.composite))
     if not composites:
-        raise ValueError(f"{args.composite} holds no picture; expected {', '.join(images.READABLE)} directly in it")
+        raise InputError(f"{args.composite} holds no picture; expected {', '.join(images.READABLE)} directly in it")
     jobs, failures, taken = [], [], {}
     for composite in composites:
         stem = composite.stem
@@ -224,7 +225,7 @@ def read_pair(job: Job) -> tuple[images.Picture, torch.Tensor]:
     height, width = picture.size
     if mask.shape[-2:] != picture.pixels.shape[-2:]:
         turned = f" ({job.composite.name} is turned by its EXIF orientation)" if picture.turned else ""
-        raise ValueError(
+        raise InputError(
             f"{job.composite} is {width}x{height} but its mask {job.mask} is {mask.shape[-1]}x{mask.shape[-2]}{turned};"
             " give a mask of the composite's size"
         )
@@ -252,7 +253,7 @@ def _run_engine(engine, picture: images.Picture, mask: torch.Tensor, size: tuple
     wanted = args.resolution or engine.resolution
     inference = geometry.inference_size(height, width, wanted, args.shape)
     if inference[0] * inference[1] > 4 * wanted**2:
-        raise ValueError(f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square")
+        raise InputError(f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square")
     try:
         with tqdm(unit="stage", desc=job.composite.name, leave=False, delay=1, disable=None, dynamic_ncols=True) as bar:
             return engine(
@@ -272,7 +273,7 @@ def _run_engine(engine, picture: images.Picture, mask: torch.Tensor, size: tuple
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        raise ValueError(
+        raise InputError(
             f"{job.composite} needs more memory than there is at {inference[1]}x{inference[0]}; give a smaller --resolution or --dtype bfloat16"
         ) from error
 
@@ -297,7 +298,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cpu" if len(there) == 1 else there[1])
     if (f"{name}:0" if name == "cuda" else name) not in there:
-        raise ValueError(f"no device {name!r} here; there is {', '.join(there)}")
+        raise InputError(f"no device {name!r} here; there is {', '.join(there)}")
     return torch.device(name)
 
 

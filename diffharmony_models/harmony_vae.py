@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 
 from .blocks import Downsample, Level, Middle, Upsample, silu
+from .errors import InputError
 
 _DEFAULTS = {
     "in_channels": 3,
@@ -73,11 +74,11 @@ class HarmonyVAE(nn.Module):
         super().__init__()
         unknown = set(config) - set(_DEFAULTS)
         if unknown:
-            raise ValueError(f"HarmonyVAE knows no {', '.join(sorted(unknown))}; it takes {', '.join(_DEFAULTS)}.")
+            raise InputError(f"HarmonyVAE knows no {', '.join(sorted(unknown))}; it takes {', '.join(_DEFAULTS)}.")
         config = {**_DEFAULTS, **config}
         widths = config["block_out_channels"] = list(config["block_out_channels"])
         if not widths or any(width % config["norm_num_groups"] for width in widths):
-            raise ValueError(f"Widths {widths} must be multiples of norm_num_groups, {config['norm_num_groups']}.")
+            raise InputError(f"Widths {widths} must be multiples of norm_num_groups, {config['norm_num_groups']}.")
         self.config = {
             "_class_name": "ConditionVAE",
             **config,
@@ -107,7 +108,7 @@ class HarmonyVAE(nn.Module):
         """Builds the network that a config.json of class ConditionVAE describes. ValueError for what it is not."""
         kind = config.get("_class_name", "ConditionVAE")
         if kind != "ConditionVAE":
-            raise ValueError(f"This config describes a {kind}; a Harmony-VAE's says ConditionVAE.")
+            raise InputError(f"This config describes a {kind}; a Harmony-VAE's says ConditionVAE.")
         return cls._build(config)
 
     @classmethod
@@ -125,10 +126,10 @@ class HarmonyVAE(nn.Module):
     def _build(cls, config: dict) -> "HarmonyVAE":
         for key, allowed in _FIXED.items():
             if key in config and config[key] not in allowed:
-                raise ValueError(f"Harmony-VAE config: {key} is {config[key]!r}; only {allowed[0]!r} is supported.")
+                raise InputError(f"Harmony-VAE config: {key} is {config[key]!r}; only {allowed[0]!r} is supported.")
         for key, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if any(name != block for name in config.get(key, ())):
-                raise ValueError(f"Harmony-VAE config: {key} is {config[key]}; only {block} is supported.")
+                raise InputError(f"Harmony-VAE config: {key} is {config[key]}; only {block} is supported.")
         return cls(**{key: config[key] for key in _DEFAULTS if key in config})
 
     def encode(self, image: torch.Tensor) -> Posterior:

@@ -12,6 +12,8 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from .errors import InputError
+
 COMPOSITES, MASKS, REALS = "composite_images", "masks", "real_images"
 # In the order in which they are looked for; the published data has JPEG pictures and PNG masks.
 PICTURE_EXTENSIONS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
@@ -44,15 +46,15 @@ def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it and a list like IHD_test.txt")
+        raise InputError(f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it and a list like IHD_test.txt")
     path = _find_list(root, Path(list_file))
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"The list {path} is no UTF-8 text ({error.reason}): expected one composite path a line") from error
+        raise InputError(f"The list {path} is no UTF-8 text ({error.reason}): expected one composite path a line") from error
     triples = [_triple(root, line.strip(), f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not triples:
-        raise ValueError(f"The list {path} names no picture: expected one composite path a line, like HCOCO/{COMPOSITES}/c100_1_1.jpg")
+        raise InputError(f"The list {path} names no picture: expected one composite path a line, like HCOCO/{COMPOSITES}/c100_1_1.jpg")
     return triples
 
 
@@ -62,7 +64,7 @@ def _find_list(root: Path, list_file: Path) -> Path:
             return path
     there = sorted(entry.name for entry in root.glob("*.txt"))
     lists = ", ".join(there) or "none"
-    raise ValueError(f"No list {list_file} in {root}, nor as a path of its own; lists there: {lists}. Name one that exists")
+    raise InputError(f"No list {list_file} in {root}, nor as a path of its own; lists there: {lists}. Name one that exists")
 
 
 def _triple(root: Path, entry: str, where: str) -> Triple:
@@ -70,10 +72,10 @@ def _triple(root: Path, entry: str, where: str) -> Triple:
     names = relative.stem.rsplit("_", 2)
     if relative.is_absolute() or ".." in relative.parts or len(relative.parts) < 2 or relative.parts[-2] != COMPOSITES:
         expected = f"a path from the data set's root like HCOCO/{COMPOSITES}/c100_1_1.jpg"
-        raise ValueError(f"{where}: {entry!r} is no composite of the data set; expected {expected}")
+        raise InputError(f"{where}: {entry!r} is no composite of the data set; expected {expected}")
     if len(names) != 3 or not all(names) or not relative.suffix:
         expected = "a name like <img>_<mask>_<n>.jpg (c100_1_1.jpg)"
-        raise ValueError(f"{where}: cannot tell mask and real picture of {entry!r}; expected {expected}")
+        raise InputError(f"{where}: cannot tell mask and real picture of {entry!r}; expected {expected}")
     image, mask, _ = names
     folder = root.joinpath(*relative.parts[:-2])
     subset = relative.parts[0] if len(relative.parts) > 2 else root.resolve().name

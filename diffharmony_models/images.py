@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from .errors import InputError
+
 logger = logging.getLogger(__name__)
 
 READABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tga", ".jp2", ".avif")
@@ -82,16 +84,16 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
     path = Path(path)
     kind = WRITABLE.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"{path}: cannot write {path.suffix or 'a file without extension'}; name it .png, .jpg or .webp")
+        raise InputError(f"{path}: cannot write {path.suffix or 'a file without extension'}; name it .png, .jpg or .webp")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file in it")
+        raise InputError(f"{path} is a folder; give the name of a file in it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; give another place")
+        raise InputError(f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; give another place")
     if size is not None and size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{path}: {size[1]}x{size[0]} is too large; at most {MAX_PIXELS // 1_000_000} megapixels are written")
+        raise InputError(f"{path}: {size[1]}x{size[0]} is too large; at most {MAX_PIXELS // 1_000_000} megapixels are written")
     if size is not None and max(size) > LARGEST_SIDE[kind]:
-        raise ValueError(
+        raise InputError(
             f"{path}: {size[1]}x{size[0]} is too large for {kind}, whose sides hold {LARGEST_SIDE[kind]} pixels at most; write a .png"
         )
     return kind
@@ -145,10 +147,10 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
     if image.dim() == 4 and image.shape[0] == 1:
         image = image[0]
     if image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"expected one image [1, 3, H, W] or [3, H, W], got {list(image.shape)}; write a batch one image at a time")
+        raise InputError(f"expected one image [1, 3, H, W] or [3, H, W], got {list(image.shape)}; write a batch one image at a time")
     image = image.detach().to("cpu", torch.float32)
     if not torch.isfinite(image).all():
-        raise ValueError("the image holds NaN or infinite values; try --dtype float32, or another checkpoint")
+        raise InputError("the image holds NaN or infinite values; try --dtype float32, or another checkpoint")
     scaled = image.mul(255).round_().clamp_(0, 255).to(torch.uint8)  # mul makes the copy that the rest may change
     return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())  # CHW -> HWC
 
@@ -183,7 +185,7 @@ def _open(path: str | os.PathLike) -> tuple[Image.Image, bool]:
     """The first frame of a file, upright and fully decoded, and whether it had to be turned."""
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; expected a picture file")
+        raise InputError(f"{path} is a folder; expected a picture file")
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; what matters is raised below
         try:
@@ -196,18 +198,18 @@ def _open(path: str | os.PathLike) -> tuple[Image.Image, bool]:
             turned = image.getexif().get(0x0112, 1) != 1  # the EXIF orientation
             return ImageOps.exif_transpose(image), turned
         except UnidentifiedImageError as error:
-            raise ValueError(f"{path} is not a picture that can be read (unknown format or damaged); give a PNG, JPEG, WebP or TIFF") from error
+            raise InputError(f"{path} is not a picture that can be read (unknown format or damaged); give a PNG, JPEG, WebP or TIFF") from error
         except _TooLarge:
             raise
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{path} is too large: {error}; scale it down first") from error
+            raise InputError(f"{path} is too large: {error}; scale it down first") from error
         except MemoryError as error:
-            raise ValueError(f"{path} does not fit into memory; scale it down first") from error
+            raise InputError(f"{path} does not fit into memory; scale it down first") from error
         except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-            raise ValueError(f"{path} is damaged or cut short and cannot be read ({error}); save or download it again") from error
+            raise InputError(f"{path} is damaged or cut short and cannot be read ({error}); save or download it again") from error
 
 
-class _TooLarge(ValueError):
+class _TooLarge(InputError):
     """Told apart from the ValueErrors that Pillow itself raises on damaged files."""
 
 
@@ -234,7 +236,7 @@ def _high_depth(image: Image.Image, path: str | os.PathLike) -> torch.Tensor:
     values = np.asarray(image).astype(np.float32)
     highest = 1 if image.mode == "F" else 65535
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > highest:
-        raise ValueError(
+        raise InputError(
             f"{path} holds values from {values.min():g} to {values.max():g}; a picture of mode {image.mode} must keep to 0..{highest};"
             " save it with 8 or 16 bits a channel"
         )

@@ -9,6 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .errors import InputError
+
 PEAK = 255.0
 
 # Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
@@ -116,7 +118,7 @@ def ssim_map(image: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """
     _check(image, real)
     if min(image.shape[-2:]) < 2 * _SSIM_RADIUS + 1:
-        raise ValueError(f"SSIM's window has {2 * _SSIM_RADIUS + 1} pixels a side, the picture {_size(image)}: score a larger one")
+        raise InputError(f"SSIM's window has {2 * _SSIM_RADIUS + 1} pixels a side, the picture {_size(image)}: score a larger one")
     # Variances are differences of large numbers: around the middle grey float32 is exact enough for them.
     middle = PEAK / 2
     x, y = image.float() - middle, real.float() - middle
@@ -159,17 +161,17 @@ def _blur(planes: torch.Tensor) -> torch.Tensor:
 
 def _check(image: torch.Tensor, real: torch.Tensor) -> None:
     if image.ndim != 4 or image.shape != real.shape:
-        raise ValueError(f"Picture and real picture must be BCHW of one shape: {tuple(image.shape)} != {tuple(real.shape)}")
+        raise InputError(f"Picture and real picture must be BCHW of one shape: {tuple(image.shape)} != {tuple(real.shape)}")
 
 
 def _check_mask(mask: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     expected = (image.shape[0], 1, *image.shape[-2:])
     if tuple(mask.shape) != expected:
-        raise ValueError(f"Mask and picture do not fit: {tuple(mask.shape)}, expected {expected}")
+        raise InputError(f"Mask and picture do not fit: {tuple(mask.shape)}, expected {expected}")
     if not torch.all((mask == 0) | (mask == 1)):
-        raise ValueError("The mask has values between 0 and 1; binarise it (>= 0.5) before scoring")
+        raise InputError("The mask has values between 0 and 1; binarise it (>= 0.5) before scoring")
     if not torch.all(mask.flatten(1).any(dim=1)):
-        raise ValueError(f"The mask has no foreground at {_size(image)}: there is nothing to score")
+        raise InputError(f"The mask has no foreground at {_size(image)}: there is nothing to score")
     return mask.double()
 
 

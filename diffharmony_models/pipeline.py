@@ -13,6 +13,7 @@ import torch
 
 from . import checkpoint as checkpoints
 from . import geometry, sampling
+from .errors import InputError
 from .harmony_vae import Posterior
 from .refiner import refine as refine_image
 from .sampling import PREDICTIONS, Draws, Noise, randn
@@ -82,9 +83,9 @@ class DiffHarmony:
         name: str = "checkpoint",
     ):
         if prediction_type not in PREDICTIONS:
-            raise ValueError(f'Unknown prediction type "{prediction_type}"; expected one of {", ".join(PREDICTIONS)}.')
+            raise InputError(f'Unknown prediction type "{prediction_type}"; expected one of {", ".join(PREDICTIONS)}.')
         if unet is not None and unet.config.in_channels != 9:
-            raise ValueError(
+            raise InputError(
                 f"The UNet of {name} has {unet.config.in_channels} input channels; harmonization needs 9 (latent 4, "
                 "mask 1, composite 4): DiffHarmony's own, or an SD 1.5 inpainting one to train from."
             )
@@ -326,7 +327,7 @@ class DiffHarmony:
         latents = latents.to(self.device, torch.float32)
         if harmony_vae:
             if composite is None or mask is None:
-                raise ValueError("The Harmony-VAE decodes with the composite and its mask as condition; give both.")
+                raise InputError("The Harmony-VAE decodes with the composite and its mask as condition; give both.")
             composite, mask = geometry.match(composite, mask)
             size = [side * vae.factor for side in latents.shape[-2:]]
             composite = geometry.resize(composite.float(), size).to(self.device) * 2 - 1
@@ -363,7 +364,7 @@ class DiffHarmony:
 
     def _check_ending(self, ending: str, refine: bool) -> None:
         if ending not in ENDINGS:
-            raise ValueError(f'Unknown ending "{ending}"; expected one of {", ".join(ENDINGS)}.')
+            raise InputError(f'Unknown ending "{ending}"; expected one of {", ".join(ENDINGS)}.')
         if refine and ending == "paper":
             self._need("refiner")
 
@@ -377,13 +378,13 @@ class DiffHarmony:
         value = getattr(self, part)
         if value is None:
             name, how = _HOW[part]
-            raise ValueError(f"{self.name} has no {name}, which this needs. {how}")
+            raise InputError(f"{self.name} has no {name}, which this needs. {how}")
         return value
 
     def _finite(self, tensor: torch.Tensor, what: str) -> None:
         if not torch.isfinite(tensor).all():
             dtypes = {str(next(p.parameters()).dtype).removeprefix("torch.") for p in (self.unet, self.vae) if p is not None}
-            raise ValueError(
+            raise InputError(
                 f"The {what} made by {self.name} in {'/'.join(sorted(dtypes))} holds NaN or infinite values. Either the "
                 "weights are broken (get them anew) or the dtype is too narrow for them (use dtype float32, `--dtype float32`)."
             )

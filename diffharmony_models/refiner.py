@@ -9,6 +9,7 @@ import torch.nn as nn
 
 from . import geometry
 from .blocks import Downsample, Level, Middle, Upsample, silu
+from .errors import InputError
 
 # What each number of input channels means, in order.
 INPUTS = {3: ("harmonized",), 4: ("harmonized", "mask"), 7: ("harmonized", "mask", "composite")}
@@ -50,18 +51,18 @@ class Refiner(nn.Module):
         super().__init__()
         widths = tuple(block_out_channels)
         if in_channels not in INPUTS or out_channels != 3:
-            raise ValueError(
+            raise InputError(
                 f"A refiner has 3, 4 or 7 input channels and 3 output channels, not {in_channels} and {out_channels}."
             )
         if not widths or layers_per_block < 1 or downsample_padding not in (0, 1):
-            raise ValueError(
+            raise InputError(
                 f"A refiner needs at least one level and one layer and a down-sampling padding of 0 or 1; "
                 f"got widths {widths}, {layers_per_block} layers, padding {downsample_padding}."
             )
         if any(width % norm_num_groups for width in widths):
-            raise ValueError(f"Widths {widths} must be multiples of norm_num_groups, {norm_num_groups}.")
+            raise InputError(f"Widths {widths} must be multiples of norm_num_groups, {norm_num_groups}.")
         if attention_head_dim is not None and widths[-1] % attention_head_dim:
-            raise ValueError(f"attention_head_dim {attention_head_dim} must divide the last width, {widths[-1]}.")
+            raise InputError(f"attention_head_dim {attention_head_dim} must divide the last width, {widths[-1]}.")
         levels = len(widths)
         self.config = {
             "_class_name": "UNet2DCustom",
@@ -121,13 +122,13 @@ class Refiner(nn.Module):
         """Builds the network that a config.json of class UNet2DCustom describes. ValueError for what it is not."""
         kind = config.get("_class_name", "UNet2DCustom")
         if kind != "UNet2DCustom":
-            raise ValueError(f"This config describes a {kind}; a refiner's says UNet2DCustom.")
+            raise InputError(f"This config describes a {kind}; a refiner's says UNet2DCustom.")
         for key, allowed in _FIXED.items():
             if key in config and config[key] not in allowed:
-                raise ValueError(f"Refiner config: {key} is {config[key]!r}; only {allowed[0]!r} is supported.")
+                raise InputError(f"Refiner config: {key} is {config[key]!r}; only {allowed[0]!r} is supported.")
         for key, block in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
             if any(name != block for name in config.get(key, ())):
-                raise ValueError(f"Refiner config: {key} is {config[key]}; only {block} is supported.")
+                raise InputError(f"Refiner config: {key} is {config[key]}; only {block} is supported.")
         known = (
             "in_channels out_channels block_out_channels layers_per_block norm_num_groups norm_eps "
             "attention_head_dim downsample_padding sample_size"
@@ -144,7 +145,7 @@ class Refiner(nn.Module):
         """The UNet alone: [B, in_channels, H, W] to what is added to the harmonized image, [B, 3, H, W]."""
         height, width = x.shape[-2:]
         if x.shape[1] != self.config["in_channels"] or height % self.factor or width % self.factor:
-            raise ValueError(
+            raise InputError(
                 f"The refiner takes {self.config['in_channels']} channels and sides that divide by {self.factor}, not "
                 f"{list(x.shape)}; `refine` stacks and pads."
             )
@@ -174,7 +175,7 @@ def refine(refiner: Refiner, harmonized: torch.Tensor, composite: torch.Tensor, 
     """
     composite, mask = geometry.match(composite, mask)
     if harmonized.shape != composite.shape:
-        raise ValueError(
+        raise InputError(
             f"Harmonized image and composite must have the same shape. {list(harmonized.shape)} != "
             f"{list(composite.shape)}. Resize the harmonized image to the composite first."
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from . import images
+from .errors import InputError
 
 MEASURES = {"psnr": ("PSNR", 2), "mse": ("MSE", 2), "fmse": ("fMSE", 2), "ssim": ("SSIM", 4), "fssim": ("fSSIM", 4)}
 """A score's fields, with their name and the digits after the point in tables."""
@@ -54,7 +55,7 @@ class Missing:
 def bucket(share: float) -> str:
     """Name of the bucket of `SHARES` that a foreground share in [0, 1] falls into. ValueError for other numbers."""
     if not 0 <= share <= 1:
-        raise ValueError(f"A foreground's share is a number from 0 to 1, not {share}")
+        raise InputError(f"A foreground's share is a number from 0 to 1, not {share}")
     return next((name for edge, name in SHARES if share < edge), SHARES[-1][1])
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .errors import InputError
+
 SAMPLERS = ("euler_ancestral", "euler")
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -42,12 +44,12 @@ class Draws:
         noise: Noise | None = None,
     ):
         if sum(source is not None for source in (seeds, generator, noise)) > 1:
-            raise ValueError("Give at most one of seeds, generator and noise.")
+            raise InputError("Give at most one of seeds, generator and noise.")
         self.batch, self.keep, self.generator, self.noise = batch, list(keep), generator, noise
         if generator is None and noise is None:
             seeds = [seeds or 0] * batch if seeds is None or isinstance(seeds, int) else list(seeds)
             if len(seeds) != batch:
-                raise ValueError(f"{batch} images came with {len(seeds)} seeds; give one for each image, or one int.")
+                raise InputError(f"{batch} images came with {len(seeds)} seeds; give one for each image, or one int.")
             # On the CPU whatever the device, so that a seed means the same noise everywhere.
             self.generators = [torch.Generator().manual_seed(int(seeds[index])) for index in self.keep]
 
@@ -60,7 +62,7 @@ class Draws:
             if given is None or tuple(given.shape) != wanted:
                 found = "nothing" if given is None else str(list(given.shape))
                 each = "" if step is None else " for every step"
-                raise ValueError(f"Noise: {kind} must be {list(wanted)}{each}, not {found}.")
+                raise InputError(f"Noise: {kind} must be {list(wanted)}{each}, not {found}.")
             return given[self.keep]
         if self.generator is not None:
             return randn((self.batch, *shape), self.generator)[self.keep]
@@ -79,7 +81,7 @@ def schedule(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     between whole timesteps. One step starts at 999. Raises ValueError for fewer than one step.
     """
     if steps < 1:
-        raise ValueError(f"Sampling takes at least 1 step, not {steps}.")
+        raise InputError(f"Sampling takes at least 1 step, not {steps}.")
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32) ** 2
     alphas = torch.cumprod(1 - betas, dim=0)
     table = ((1 - alphas) / alphas).sqrt().double()
@@ -111,7 +113,7 @@ def sample(
     Numbers are drawn once a step, by "euler" too, which does not use them: such is the published order.
     """
     if sampler not in SAMPLERS:
-        raise ValueError(f'Unknown sampler "{sampler}"; expected one of {", ".join(SAMPLERS)}.')
+        raise InputError(f'Unknown sampler "{sampler}"; expected one of {", ".join(SAMPLERS)}.')
     ancestral = sampler == "euler_ancestral"
     timesteps, sigmas = schedule(steps)
     sigmas = sigmas.tolist()

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from . import geometry
+from .errors import InputError
 
 RADIUS = 12
 REGULARIZATION = 1e-5
@@ -284,19 +285,19 @@ def _check(
 ) -> None:
     expected = (composite.shape[0], 3)
     if harmonized.ndim != 4 or tuple(harmonized.shape[:2]) != expected or not harmonized.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"The harmonized picture must be a float tensor [{expected[0]}, 3, height, width] in [0, 1], one for each "
             f"composite, not {harmonized.dtype} {list(harmonized.shape)}."
         )
     if not torch.isfinite(harmonized).all():
-        raise ValueError(
+        raise InputError(
             "The harmonized picture holds NaN or infinity; expected values in [0, 1]. Harmonize again in float32."
         )
     if radius < 1 or radius != int(radius):
-        raise ValueError(f"The radius must be a whole number of pixels from 1 up, not {radius}.")
+        raise InputError(f"The radius must be a whole number of pixels from 1 up, not {radius}.")
     if not regularization > 0:
-        raise ValueError(f"The regularization must be above 0, not {regularization}; the default is {REGULARIZATION}.")
+        raise InputError(f"The regularization must be above 0, not {regularization}; the default is {REGULARIZATION}.")
     if fit_size < 16:
-        raise ValueError(f"The fit needs at least 16 pixels on its shorter side, not {fit_size}.")
+        raise InputError(f"The fit needs at least 16 pixels on its shorter side, not {fit_size}.")
     if not 0 <= detail <= 1:
-        raise ValueError(f"Detail must lie between 0 (harmonized picture) and 1 (composite's texture), not {detail}.")
+        raise InputError(f"Detail must lie between 0 (harmonized picture) and 1 (composite's texture), not {detail}.")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from .. import checkpoint
 from . import data, loop, sheets
+from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/vae.safetensors (or OUTPUT/harmony_vae.safetensors)."""
     if args.size % 8:
-        raise ValueError(f"--size must be a multiple of 8, got {args.size}")
+        raise InputError(f"--size must be a multiple of 8, got {args.size}")
     if not args.start and (4 * args.groups > min(args.widths) or any(width % args.groups for width in args.widths)):
-        raise ValueError(f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it")
+        raise InputError(f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it")
     if args.harmony:
         return _run_harmony(args)
     if not args.photos:
-        raise ValueError("No photos were given: name folders of photos or index files, or --harmony DATASET with --from CHECKPOINT")
+        raise InputError("No photos were given: name folders of photos or index files, or --harmony DATASET with --from CHECKPOINT")
     paths = [path for source in args.photos for path in data.training_photos(source, args.split_seed, args.test_share)]
     vae = _start(args)
     photos = data.Photos(paths, args.size)
@@ -97,7 +98,7 @@ def _start(args):
     if args.start:
         part = checkpoint.read(args.start).vae
         if part is None:
-            raise ValueError(f"{args.start} holds no VAE; --from wants a checkpoint with one")
+            raise InputError(f"{args.start} holds no VAE; --from wants a checkpoint with one")
         return checkpoint.build_vae(part).float().train()
     vae = AutoencoderKL(
         block_out_channels=tuple(args.widths), layers_per_block=args.layers, latent_channels=4, norm_num_groups=args.groups, scaling_factor=SCALING_FACTOR, sample_size=args.size,
@@ -209,7 +210,7 @@ def _run_harmony(args) -> None:
     from ..harmony_vae import HarmonyVAE
 
     if not args.start:
-        raise ValueError("--harmony wants --from CHECKPOINT, the VAE that the Harmony-VAE starts from")
+        raise InputError("--harmony wants --from CHECKPOINT, the VAE that the Harmony-VAE starts from")
     start = checkpoint.read(args.start)
     if start.harmony_vae is not None:
         vae = checkpoint.build_harmony_vae(start.harmony_vae).float().train()

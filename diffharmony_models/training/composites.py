@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from .. import images
+from ..errors import InputError
 from ..iharmony import COMPOSITES, MASKS, REALS
 from .looks import change_look
 from .regions import segment
@@ -34,7 +35,7 @@ SMALLEST = 0.005  # a foreground under half a percent teaches nothing
 ATTEMPTS = 3  # references tried for a composite before it is given up
 
 
-class Unusable(ValueError):
+class Unusable(InputError):
     """A photo or mask that cannot be used; the others can."""
 
 
@@ -96,7 +97,7 @@ def build(args):
     for failure in failures:
         log.warning("left out: %s", failure)
     if not rows:
-        raise ValueError(f"no composite could be made from {len(tasks)} photos; the first reason: {failures[0] if failures else 'no foreground fits'}")
+        raise InputError(f"no composite could be made from {len(tasks)} photos; the first reason: {failures[0] if failures else 'no foreground fits'}")
     _write_lists(output, rows)
     return rows, failures
 
@@ -113,18 +114,18 @@ def report(rows, failures=()):
 
 def _check(args):
     if bool(args.index) == bool(args.photos) and not (args.unmasked and not args.index):
-        raise ValueError("give either --index or --photos (with --masks), or --unmasked alone")
+        raise InputError("give either --index or --photos (with --masks), or --unmasked alone")
     if args.masks and not args.photos:
-        raise ValueError("--masks needs --photos, the folder of the photos they belong to")
+        raise InputError("--masks needs --photos, the folder of the photos they belong to")
     if args.photos and not args.masks:
-        raise ValueError("--photos needs --masks; for photos without masks use --unmasked")
+        raise InputError("--photos needs --masks; for photos without masks use --unmasked")
     for name, low in (("per_mask", 1), ("unmasked_regions", 0), ("per_source_limit", 0), ("limit", 0), ("size", 0), ("seed", 0), ("workers", 1)):
         if getattr(args, name) < low:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
     if not 0 <= args.test_share < 1:
-        raise ValueError(f"--test-share must be at least 0 and below 1, got {args.test_share}")
+        raise InputError(f"--test-share must be at least 0 and below 1, got {args.test_share}")
     if not 0.1 <= args.strength <= 2:
-        raise ValueError(f"--strength must lie between 0.1 and 2, got {args.strength}")
+        raise InputError(f"--strength must lie between 0.1 and 2, got {args.strength}")
 
 
 def _entries(args):
@@ -147,7 +148,7 @@ def _keep_settings(output, args):
     if path.exists():
         before = json.loads(path.read_text())
         if before != settings:
-            raise ValueError(f"{output} was begun with {before}, now {settings} is asked for; go on with those settings or take another folder")
+            raise InputError(f"{output} was begun with {before}, now {settings} is asked for; go on with those settings or take another folder")
         return
     output.mkdir(parents=True, exist_ok=True)
     _write(path, lambda file: file.write(json.dumps(settings).encode()))

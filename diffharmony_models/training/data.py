@@ -8,6 +8,7 @@ from PIL import Image
 
 from .. import iharmony
 from . import looks, sources
+from ..errors import InputError
 
 
 def training_photos(source: Path, seed: int, test_share: float) -> list[Path]:
@@ -29,7 +30,7 @@ def _open(path: Path, mode: str, least_side: int = 0) -> Image.Image:
                 image.draft(mode, (least_side, least_side))
             return image.convert(mode)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}). Repair it or take it out of the list.") from error
+        raise InputError(f"{path} cannot be read as a picture ({error}). Repair it or take it out of the list.") from error
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from .. import checkpoint, geometry, sampling
 from . import cache, data, loop, sheets
+from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/harmonizer.safetensors: UNet, VAE and null text in one file."""
     if args.size % 64:
-        raise ValueError(f"--size must be a multiple of 64, got {args.size}")
+        raise InputError(f"--size must be a multiple of 64, got {args.size}")
     for name in ("sampler_share", "first_share"):
         if not 0 <= getattr(args, name) <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(args, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(args, name)}")
     start = _start(args)
     unet, vae = checkpoint.build_unet(start.unet).float().train(), checkpoint.build_vae(start.vae).float().requires_grad_(False)
     vae.to(memory_format=torch.channels_last)
@@ -203,17 +204,17 @@ def _start(args) -> checkpoint.Checkpoint:
     if args.vae:
         start.vae = checkpoint.read(args.vae).vae
     if start.vae is None:
-        raise ValueError("No VAE to train with: name a checkpoint that holds one with --vae (train-autoencoder makes one)")
+        raise InputError("No VAE to train with: name a checkpoint that holds one with --vae (train-autoencoder makes one)")
     if args.start and start.unet is None:
-        raise ValueError(f"{args.start} holds no 9-channel UNet; --from wants an inpainting checkpoint, or leave it out to train a new one")
+        raise InputError(f"{args.start} holds no 9-channel UNet; --from wants an inpainting checkpoint, or leave it out to train a new one")
     if start.unet is None:
         start.unet = _new_unet(args)
         start.prediction_type = args.prediction_type or "epsilon"
         start.null_text = torch.randn(args.null_text, generator=torch.Generator().manual_seed(args.seed))
     elif args.prediction_type not in (None, start.prediction_type):
-        raise ValueError(f"{args.start} predicts {start.prediction_type}, --prediction-type says {args.prediction_type}; leave the flag out")
+        raise InputError(f"{args.start} predicts {start.prediction_type}, --prediction-type says {args.prediction_type}; leave the flag out")
     if start.null_text is None:
-        raise ValueError(f"{args.start} has no null text and no text encoder to compute it; use a folder with text_encoder/ in it")
+        raise InputError(f"{args.start} has no null text and no text encoder to compute it; use a folder with text_encoder/ in it")
     return start
 
 
@@ -247,7 +248,7 @@ def start_as_copy(unet) -> None:
     channels, groups = unet.conv_in.out_channels, unet.conv_norm_out.num_groups
     each = channels // groups
     if each < 4 or groups < 4:
-        raise ValueError(f"--start-as-copy needs 4 groups of 4 channels in the first level, got {groups} of {each}: raise --widths or lower --groups")
+        raise InputError(f"--start-as-copy needs 4 groups of 4 channels in the first level, got {groups} of {each}: raise --widths or lower --groups")
     last = unet.up_blocks[-1].resnets[-1]
     deep = last.conv_shortcut.in_channels - channels
     unet.conv_in.weight[:, :4] *= 0.1

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from ..color import LUMA, SPACES, TRANSFERS, linear_to_srgb, rgb_to_ycbcr, saturate, srgb_to_linear, ycbcr_to_rgb
+from ..errors import InputError
 
 F = np.float32
 REFERENCE_PIXELS = 4096  # of a reference, enough for its statistics
@@ -242,11 +243,11 @@ def change_look(image, mask, rng, reference=None, strength=1.0):
     """
     inside = np.asarray(mask) >= 0.5
     if image.ndim != 3 or image.shape[2] != 3 or inside.shape != image.shape[:2]:
-        raise ValueError(f"image must be HxWx3 and mask HxW of one size, got {image.shape} and {inside.shape}")
+        raise InputError(f"image must be HxWx3 and mask HxW of one size, got {image.shape} and {inside.shape}")
     places = np.flatnonzero(inside)
     pixels = image.reshape(-1, 3)[places]
     if not len(pixels):
-        raise ValueError("the mask is empty: no pixel of it reaches 0.5; give a picture with a foreground")
+        raise InputError("the mask is empty: no pixel of it reaches 0.5; give a picture with a foreground")
     lent = None if reference is None else _reference_pixels(*reference, rng)
     wanted = math.exp(rng.normal(math.log(WANTED_FMSE), 0.8)) * strength**2
     best = None

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import InputError
+
 logger = logging.getLogger(__name__)
 
 
@@ -59,7 +61,7 @@ class Positions(Dataset):
 
     def __init__(self, samples, seed: int):
         if len(samples) == 0:
-            raise ValueError("The training data is empty: no sample was found. Check the data folder and its list.")
+            raise InputError("The training data is empty: no sample was found. Check the data folder and its list.")
         self.samples, self.seed, self._epoch = samples, seed, (-1, None)
 
     def __getitem__(self, position: int):
@@ -143,7 +145,7 @@ def train(args: argparse.Namespace, model: torch.nn.Module, samples, loss: Calla
         with accelerator.accumulate(model), accelerator.autocast():
             value, numbers = loss(model, batch, generator)
             if not torch.isfinite(value):
-                raise ValueError(f"The loss became {value.item()} at step {step}. Lower --learning-rate (now {args.learning_rate:g}) and start "
+                raise InputError(f"The loss became {value.item()} at step {step}. Lower --learning-rate (now {args.learning_rate:g}) and start "
                                  f"again from the last checkpoint in {args.output}.")
             accelerator.backward(value)
             if accelerator.sync_gradients:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .. import checkpoint, geometry
+from ..errors import InputError
 from ..refiner import INPUTS, Refiner, stack
 from . import cache, data, loop, sheets
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from ..pipeline import DiffHarmony
 
     if args.crop % 8 or args.crop > args.size:
-        raise ValueError(f"--crop must be a multiple of 8 and at most --size ({args.size}), got {args.crop}")
+        raise InputError(f"--crop must be a multiple of 8 and at most --size ({args.size}), got {args.crop}")
     start = checkpoint.read(args.start)
     stage1 = DiffHarmony.from_checkpoint(start, dtype=torch.float32)
     if start.refiner is not None:

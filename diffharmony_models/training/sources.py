@@ -8,6 +8,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import InputError
+
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -31,7 +33,7 @@ def read_index(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no index {path}: give a JSON-lines file with fields image and mask, or --photos and --masks folders")
+        raise InputError(f"no index {path}: give a JSON-lines file with fields image and mask, or --photos and --masks folders")
     entries = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -40,7 +42,7 @@ def read_index(path):
             row = json.loads(line)
             image = str(row["image"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object with at least an 'image' field, got {line[:80]!r}") from error
+            raise InputError(f"{path}, line {number}: expected a JSON object with at least an 'image' field, got {line[:80]!r}") from error
         mask = row.get("mask")
         group = row.get("group") or Path(image).with_suffix("").as_posix()
         entries.append(Entry(
@@ -48,7 +50,7 @@ def read_index(path):
             group=str(group), key=f"{image}|{mask or ''}", label=row.get("label"), licence=row.get("licence"),
         ))
     if not entries:
-        raise ValueError(f"{path} names no photo: expected one JSON object a line with image and mask")
+        raise InputError(f"{path} names no photo: expected one JSON object a line with image and mask")
     return entries
 
 
@@ -59,7 +61,7 @@ def read_folders(photos, masks=None):
     """
     photos = Path(photos)
     if not photos.is_dir() or (masks is not None and not Path(masks).is_dir()):
-        raise ValueError(f"no folder {photos if not photos.is_dir() else masks}: give a folder of photos and one of masks with the same names")
+        raise InputError(f"no folder {photos if not photos.is_dir() else masks}: give a folder of photos and one of masks with the same names")
     files = _pictures(photos)
     if masks is None:
         found = [_own(file, photos, None) for file in files]
@@ -75,7 +77,7 @@ def read_folders(photos, masks=None):
             if photo is not None:
                 found.append(_own(photo, photos, mask))
     if not found:
-        raise ValueError(f"nothing to use in {photos}: expected pictures ({', '.join(sorted(PICTURES))}) and, for a.jpg, a mask a.png or a_0.png")
+        raise InputError(f"nothing to use in {photos}: expected pictures ({', '.join(sorted(PICTURES))}) and, for a.jpg, a mask a.png or a_0.png")
     return found
 
 
