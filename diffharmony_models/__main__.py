@@ -63,7 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(__package__):
             raise
-        print(f"error: this command needs the package {error.name}, which is not installed; pip install {error.name}", file=sys.stderr)
+        print(
+            f"error: this command needs the package {error.name}, which is not installed; pip install {error.name}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -79,9 +82,13 @@ def _parser(argv: list[str]) -> Parser:
     parser.add_argument("--version", action="version", version=f"diffharmony_models {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, description) in COMMANDS.items():
-        command = commands.add_parser(name, help=description, description=description[0].upper() + description[1:] + ".")
+        command = commands.add_parser(
+            name, help=description, description=description[0].upper() + description[1:] + "."
+        )
         if argv and argv[0] == name:
-            module = sys.modules[__name__] if module == "__main__" else importlib.import_module(f".{module}", __package__)
+            module = (
+                sys.modules[__name__] if module == "__main__" else importlib.import_module(f".{module}", __package__)
+            )
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

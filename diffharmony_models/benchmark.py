@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -60,22 +59,55 @@ print(seconds, *[name for name in {HEAVY} if name in sys.modules])
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmark`."""
-    parser.add_argument("--only", choices=PARTS, help="one part: the demo command, full-size weights, the import, or ComfyUI (default: all; ComfyUI with --comfyui only)")
-    parser.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    parser.add_argument("--repeats", metavar="N", type=int, default=3, help="runs behind each figure; times are medians (default: %(default)s)")
+    parser.add_argument(
+        "--only",
+        choices=PARTS,
+        help="one part: the demo command, full-size weights, the import, or ComfyUI (default: all; ComfyUI with --comfyui only)",
+    )
+    parser.add_argument(
+        "--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+    )
+    parser.add_argument(
+        "--repeats",
+        metavar="N",
+        type=int,
+        default=3,
+        help="runs behind each figure; times are medians (default: %(default)s)",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
     demo = parser.add_argument_group("the demo command")
-    demo.add_argument("--composite", metavar="FILE", type=Path, help="another picture than workflows/pictures/astronaut.jpg, with its --mask")
+    demo.add_argument(
+        "--composite",
+        metavar="FILE",
+        type=Path,
+        help="another picture than workflows/pictures/astronaut.jpg, with its --mask",
+    )
     demo.add_argument("--mask", metavar="FILE", type=Path)
     demo.add_argument("--checkpoint", metavar="C", type=Path, help="other weights than the bundled ones")
-    full = parser.add_argument_group("full-size weights", "Needs 4 GB of disk in the temporary folder (TMPDIR) and 6 GB of memory.")
-    full.add_argument("--resolution", metavar="R", type=int, help="side of the picture, a multiple of 64 (default: 512, in ComfyUI 1024)")
+    full = parser.add_argument_group(
+        "full-size weights", "Needs 4 GB of disk in the temporary folder (TMPDIR) and 6 GB of memory."
+    )
+    full.add_argument(
+        "--resolution",
+        metavar="R",
+        type=int,
+        help="side of the picture, a multiple of 64 (default: 512, in ComfyUI 1024)",
+    )
     full.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (default: %(default)s)")
-    full.add_argument("--dtype", metavar="T", type=dtype, help="what is run beside float32 (default: what suits the device)")
-    host = parser.add_argument_group("ComfyUI", "Full-size weights as nodes, beside the core's own graph, at 1024 unless --resolution says otherwise.")
+    full.add_argument(
+        "--dtype", metavar="T", type=dtype, help="what is run beside float32 (default: what suits the device)"
+    )
+    host = parser.add_argument_group(
+        "ComfyUI",
+        "Full-size weights as nodes, beside the core's own graph, at 1024 unless --resolution says otherwise.",
+    )
     host.add_argument("--comfyui", metavar="DIR", type=Path, help="where ComfyUI's main.py is")
-    host.add_argument("--comfyui-python", metavar="FILE", help="the Python that it runs with (default: its .venv's, else this one)")
-    full.add_argument("--widths", type=int, nargs=4, metavar="W", help="of UNet and VAE, multiples of 32 (default: those of SD 1.5)")
+    host.add_argument(
+        "--comfyui-python", metavar="FILE", help="the Python that it runs with (default: its .venv's, else this one)"
+    )
+    full.add_argument(
+        "--widths", type=int, nargs=4, metavar="W", help="of UNet and VAE, multiples of 32 (default: those of SD 1.5)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,7 +126,9 @@ def run(args: argparse.Namespace) -> int:
     figures = {"machine": machine}
     _say(", ".join(f"{key} {value}" for key, value in machine.items()))
     parts = {"demo": _demo, "full": _full, "import": _import, "host": _host}
-    chosen = [name for name in PARTS if name != "host" or args.comfyui is not None] if args.only is None else [args.only]
+    chosen = (
+        [name for name in PARTS if name != "host" or args.comfyui is not None] if args.only is None else [args.only]
+    )
     with tempfile.TemporaryDirectory(prefix="diffharmony-benchmark-") as folder:
         for name in chosen:
             figures[name], text = parts[name](args, device, Path(folder))
@@ -114,7 +148,9 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     composite, mask = args.composite or EXAMPLES / "astronaut.jpg", args.mask or EXAMPLES / "astronaut_mask.png"
     for path in (composite, mask):
         if not path.is_file():
-            raise InputError(f"{path} is not there (the examples come with the repository, not with the package); give --composite and --mask")
+            raise InputError(
+                f"{path} is not there (the examples come with the repository, not with the package); give --composite and --mask"
+            )
     usual = _name(default_dtype(device))
     kinds = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (usual != "float32")
     found, results = {}, {}
@@ -126,7 +162,12 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         found.setdefault(kind, []).append(_launch(command, folder))
         if not results[kind].is_file():
             raise InputError(f"{' '.join(map(str, command))} ended well but wrote no file")
-    figures = {"dtype": usual, "bound_seconds": DEMO_SECONDS, "bound_mb": DEMO_MB, **{kind: _summary(runs) for kind, runs in found.items()}}
+    figures = {
+        "dtype": usual,
+        "bound_seconds": DEMO_SECONDS,
+        "bound_mb": DEMO_MB,
+        **{kind: _summary(runs) for kind, runs in found.items()},
+    }
     rows = [(f"{kind}{', the default' if kind == usual else ''}", *_cells(figures[kind])) for kind in found]
     rows.append(("bound, on two CPU cores", f"{DEMO_SECONDS:.1f}", f"{DEMO_MB}"))
     text = _table((f"demo command ({composite.name}), from start to file", "seconds", "peak MB"), rows)
@@ -150,15 +191,28 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         checkpoint.write(random_checkpoint(unet_widths, vae_widths), weights)
         bar.update()
         for kind in kinds:
-            for repeat in range(args.repeats):  # in turn, and each first as often, so that a machine that slows down favours none
+            for repeat in range(
+                args.repeats
+            ):  # in turn, and each first as often, so that a machine that slows down favours none
                 for loop in ("ours", "plain") if repeat % 2 == 0 else ("plain", "ours"):
                     bar.set_postfix_str(f"{loop}, {kind}")
-                    task = {"loop": loop, "path": str(weights), "dtype": kind, "device": str(device), "resolution": resolution}
+                    task = {
+                        "loop": loop,
+                        "path": str(weights),
+                        "dtype": kind,
+                        "device": str(device),
+                        "resolution": resolution,
+                    }
                     task |= {"steps": args.steps, "result": str(folder / f"{loop}-{kind}.pt")}
                     found[kind, loop].append(_work(task, folder))
                     bar.update()
     weights.unlink()
-    figures = {"resolution": resolution, "steps": args.steps, "unet_widths": list(unet_widths), "vae_widths": list(vae_widths)}
+    figures = {
+        "resolution": resolution,
+        "steps": args.steps,
+        "unet_widths": list(unet_widths),
+        "vae_widths": list(vae_widths),
+    }
     figures["memory"] = next(iter(found.values()))[0]["memory"]
     rows = []
     for kind in kinds:
@@ -168,12 +222,22 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
             ratios["ratio_peak"] = ours["peak_mb"] / plain["peak_mb"]
         figures[kind] = {"ours": ours, "plain": plain, **ratios}
         rows += [(f"plain diffusers loop, {kind}", *_cells(plain)), (f"ours, {kind}", *_cells(ours))]
-        rows.append((f"**ours / plain, {kind}**" + " (bound 1.00)" * (kind == "float32"), *(f"**{_number(value, 2)}**" for value in ratios.values())))
-    result = {name: torch.load(folder / f"{'-'.join(name)}.pt", weights_only=True) for name in (("ours", kind) for kind in kinds)}
+        rows.append(
+            (
+                f"**ours / plain, {kind}**" + " (bound 1.00)" * (kind == "float32"),
+                *(f"**{_number(value, 2)}**" for value in ratios.values()),
+            )
+        )
+    result = {
+        name: torch.load(folder / f"{'-'.join(name)}.pt", weights_only=True)
+        for name in (("ours", kind) for kind in kinds)
+    }
     plain = torch.load(folder / "plain-float32.pt", weights_only=True)
     figures["agreement_db"] = _decibels(result["ours", "float32"], plain)
     size = "SD 1.5 inpainting" if not args.widths else f"widths {'/'.join(map(str, args.widths))}"
-    text = _table((f"{size}, random weights, {resolution}x{resolution}, {args.steps} steps", "seconds", "peak MB"), rows)
+    text = _table(
+        (f"{size}, random weights, {resolution}x{resolution}, {args.steps} steps", "seconds", "peak MB"), rows
+    )
     text += (
         f"\n\nEncoding, sampling and decoding; imports and loading the weights are not in the seconds. Memory: {figures['memory']}.\n"
         f"Medians and highest peaks of {args.repeats}, in turn. The two loops agree in float32 to {figures['agreement_db']:.1f} dB."
@@ -192,9 +256,16 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
             raise InputError(f"importing {__package__} failed: {last_line(done.stderr)}")
         first, *loaded = done.stdout.split()
         seconds.append(float(first))
-    figures = {"seconds": statistics.median(seconds), "bound_seconds": IMPORT_SECONDS, "loaded": loaded, "runs": seconds}
+    figures = {
+        "seconds": statistics.median(seconds),
+        "bound_seconds": IMPORT_SECONDS,
+        "loaded": loaded,
+        "runs": seconds,
+    }
     rows = [("median", f"{figures['seconds']:.3f}"), ("bound", f"{IMPORT_SECONDS:.3f}")]
-    return figures, _table((f"import {__package__}", "seconds"), rows) + f"\n\nPulls in {', '.join(loaded) or 'none'} of {', '.join(HEAVY)}."
+    return figures, _table(
+        (f"import {__package__}", "seconds"), rows
+    ) + f"\n\nPulls in {', '.join(loaded) or 'none'} of {', '.join(HEAVY)}."
 
 
 def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
@@ -211,7 +282,9 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         for repeat in range(args.repeats):
             for name in ("core", "ours") if repeat % 2 == 0 else ("ours", "core"):
                 bar.set_postfix_str(name)
-                found[name].append(benchmark_host.measure(args.comfyui.resolve(), python, base, graphs[name], device.type))
+                found[name].append(
+                    benchmark_host.measure(args.comfyui.resolve(), python, base, graphs[name], device.type)
+                )
                 bar.update()
     core, ours = (_summary(found[name]) for name in ("core", "ours"))
     ratios = {"ratio_seconds": ours["seconds"] / core["seconds"], "ratio_peak": None}
@@ -220,7 +293,14 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     figures = {"resolution": resolution, "steps": args.steps, "core": core, "ours": ours, **ratios}
     rows = [("UNETLoader, VAEEncode, KSampler, VAEDecode", *_cells(core)), ("our nodes", *_cells(ours))]
     rows.append(("**ours / core** (bounds 1.02, 1.00)", *(f"**{_number(value, 3)}**" for value in ratios.values())))
-    text = _table((f"in ComfyUI, SD 1.5 inpainting, random weights, {resolution}x{resolution}, {args.steps} steps", "seconds", "peak MB"), rows)
+    text = _table(
+        (
+            f"in ComfyUI, SD 1.5 inpainting, random weights, {resolution}x{resolution}, {args.steps} steps",
+            "seconds",
+            "peak MB",
+        ),
+        rows,
+    )
     text += f"\n\nFrom queueing to the saved picture, loading included; the server's peak memory. Medians and highest peaks of {args.repeats}, in turn."
     return figures, text
 
@@ -266,7 +346,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.repeats < 1:
         raise InputError(f"--repeats {args.repeats} is too small; give 1 or more")
     if args.steps < 2:
-        raise InputError("--steps 1 cannot be compared: for one step the diffusers loop starts at timestep 0; give 2 or more")
+        raise InputError(
+            "--steps 1 cannot be compared: for one step the diffusers loop starts at timestep 0; give 2 or more"
+        )
     if args.resolution is not None and (args.resolution < 64 or args.resolution % 64):
         raise InputError(f"--resolution {args.resolution} is no multiple of 64; give 512, for example")
     if args.only == "host" and args.comfyui is None:
@@ -274,7 +356,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.comfyui is not None and not (args.comfyui / "main.py").is_file():
         raise InputError(f"--comfyui {args.comfyui}: there is no main.py; give ComfyUI's own folder")
     if args.widths and any(width < 32 or width % 32 for width in args.widths):
-        raise InputError(f"--widths {' '.join(map(str, args.widths))}: each must be a multiple of 32, for the normalisation's groups")
+        raise InputError(
+            f"--widths {' '.join(map(str, args.widths))}: each must be a multiple of 32, for the normalisation's groups"
+        )
     if (args.composite is None) != (args.mask is None):
         raise InputError("--composite and --mask go together; give both or neither")
     if args.json is not None and (args.json.is_dir() or not args.json.resolve().parent.is_dir()):
@@ -288,7 +372,13 @@ def _machine(device: torch.device) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
     packages = {name: version(name) for name in ("torch", "diffusers")}
-    return {__package__: __version__, "Python": platform.python_version(), **packages, "device": name, "CPU cores": str(cores)}
+    return {
+        __package__: __version__,
+        "Python": platform.python_version(),
+        **packages,
+        "device": name,
+        "CPU cores": str(cores),
+    }
 
 
 def _environment() -> dict[str, str]:
@@ -336,7 +426,9 @@ def _words(command: list) -> str:
 
 def _raise_if_killed(code: int) -> None:
     if code < 0:
-        raise InputError(f"a measured process was stopped by signal {-code}, most likely for want of memory; free some, or give a smaller --resolution")
+        raise InputError(
+            f"a measured process was stopped by signal {-code}, most likely for want of memory; free some, or give a smaller --resolution"
+        )
 
 
 def _say(text: str) -> None:

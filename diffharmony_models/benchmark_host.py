@@ -43,7 +43,9 @@ def prepare(folder: Path, side: int) -> None:
 
     for name in ("input", "output", "temp", "user", "custom_nodes"):
         (folder / name).mkdir()
-    (folder / "custom_nodes" / "diffharmony").symlink_to(Path(__file__).resolve().parent.parent, target_is_directory=True)
+    (folder / "custom_nodes" / "diffharmony").symlink_to(
+        Path(__file__).resolve().parent.parent, target_is_directory=True
+    )
     composite = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(1, 3, side, side)
     mask[..., side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
@@ -98,11 +100,26 @@ def measure(comfyui: Path, python: str, folder: Path, graph: dict, device: str) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [python, "main.py", "--port", str(port), "--base-directory", str(folder), "--disable-auto-launch", "--disable-api-nodes"]
+    command = [
+        python,
+        "main.py",
+        "--port",
+        str(port),
+        "--base-directory",
+        str(folder),
+        "--disable-auto-launch",
+        "--disable-api-nodes",
+    ]
     command += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
     command += ["--cpu"] if device == "cpu" else []
     with open(folder / "server.log", "w+") as log:
-        server = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        server = subprocess.Popen(
+            command,
+            cwd=comfyui,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        )
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_for(f"{address}/system_stats", server, folder / "server.log")
@@ -125,7 +142,9 @@ def _run(address: str, prompt: str, server: subprocess.Popen, log: Path) -> floa
         messages = {name: content for name, content in found["status"]["messages"]}
         if "execution_success" not in messages:
             error = messages.get("execution_error", {})
-            raise InputError(f"ComfyUI failed in {error.get('node_type', 'a node')}: {error.get('exception_message', 'it was interrupted')}")
+            raise InputError(
+                f"ComfyUI failed in {error.get('node_type', 'a node')}: {error.get('exception_message', 'it was interrupted')}"
+            )
         return (messages["execution_success"]["timestamp"] - messages["execution_start"]["timestamp"]) / 1000
 
 
@@ -138,7 +157,9 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
             return
         except OSError:  # URLError is one
             time.sleep(1)
-    raise InputError(f"ComfyUI did not answer within {START_SECONDS} seconds: {last_line(log.read_text(errors='replace'))}")
+    raise InputError(
+        f"ComfyUI did not answer within {START_SECONDS} seconds: {last_line(log.read_text(errors='replace'))}"
+    )
 
 
 def _alive(server: subprocess.Popen, log: Path) -> None:

@@ -52,7 +52,9 @@ def random_checkpoint(unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tu
             else:
                 tensor.fill_(name.endswith("weight"))
     null_text = torch.randn(TOKENS, TEXT_WIDTH, generator=generator)
-    return checkpoint.Checkpoint("random", checkpoint.part_from(unet), checkpoint.part_from(vae), null_text=null_text, resolution=512)
+    return checkpoint.Checkpoint(
+        "random", checkpoint.part_from(unet), checkpoint.part_from(vae), null_text=null_text, resolution=512
+    )
 
 
 def networks(unet_widths: tuple[int, ...], vae_widths: tuple[int, ...]) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -61,7 +63,11 @@ def networks(unet_widths: tuple[int, ...], vae_widths: tuple[int, ...]) -> tuple
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(
-            sample_size=64, in_channels=9, block_out_channels=tuple(unet_widths), attention_head_dim=8, cross_attention_dim=TEXT_WIDTH
+            sample_size=64,
+            in_channels=9,
+            block_out_channels=tuple(unet_widths),
+            attention_head_dim=8,
+            cross_attention_dim=TEXT_WIDTH,
         )
         vae = AutoencoderKL(
             block_out_channels=tuple(vae_widths), layers_per_block=2, sample_size=512,
@@ -80,7 +86,9 @@ def main(path: str) -> None:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        found = {"error": f"the measured process needs more memory than there is ({last_line(str(error))}); give a smaller --resolution"}
+        found = {
+            "error": f"the measured process needs more memory than there is ({last_line(str(error))}); give a smaller --resolution"
+        }
     Path(task["report"]).write_text(json.dumps(found))
 
 
@@ -96,7 +104,9 @@ def measure(task: dict) -> dict:
     mask[..., side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
 
     def ours(steps: int) -> torch.Tensor:
-        latents = engine.harmonize_latents(composite, mask, resolution=side, steps=steps, generator=torch.Generator().manual_seed(0))
+        latents = engine.harmonize_latents(
+            composite, mask, resolution=side, steps=steps, generator=torch.Generator().manual_seed(0)
+        )
         return engine.decode(latents)
 
     def plain(steps: int) -> torch.Tensor:

@@ -273,7 +273,7 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
         for key in file.keys():
             keys.setdefault(key.partition(".")[0], []).append(key)
         strange = [key for group in sorted(set(keys) - {*PARTS, "null_text"}) for key in keys[group]]
-        if strange or "null_text" in keys and keys["null_text"] != ["null_text"]:
+        if strange or ("null_text" in keys and keys["null_text"] != ["null_text"]):
             strange = strange or keys["null_text"]
             raise InputError(f"{path}: tensors of no part: {', '.join(strange[:3])}. Get or convert it anew.")
         prediction_type, resolution = _settings(metadata, path)

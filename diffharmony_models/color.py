@@ -19,7 +19,9 @@ F = np.float32
 LUMA = np.array([0.299, 0.587, 0.114], F)
 
 # sRGB primaries, white D65 (IEC 61966-2-1).
-_XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
 _WHITE = _XYZ.sum(1)
 _TO_XYZ = (_XYZ / _WHITE[:, None]).T.astype(F)
 _FROM_XYZ = np.linalg.inv(_XYZ / _WHITE[:, None]).T.astype(F)
@@ -216,7 +218,9 @@ TRANSFERS = {
 # Pictures
 
 
-def transfer_colors(source, reference, source_mask=None, reference_mask=None, method="reinhard", space="lab", max_gain=4.0):
+def transfer_colors(
+    source, reference, source_mask=None, reference_mask=None, method="reinhard", space="lab", max_gain=4.0
+):
     """Gives the source's region the colours of the reference's region; outside the source's mask nothing changes.
 
     source, reference: torch, B3HW, RGB in [0, 1]; the sizes may differ, the batches not. source_mask, reference_mask: B1HW (or 11HW for all)
@@ -226,11 +230,15 @@ def transfer_colors(source, reference, source_mask=None, reference_mask=None, me
     Raises ValueError for an unknown method or space, or shapes that do not fit.
     """
     if method not in TRANSFERS or space not in SPACES:
-        raise InputError(f"no colour transfer {method!r} in {space!r}; methods: {', '.join(TRANSFERS)}; spaces: {', '.join(SPACES)}")
+        raise InputError(
+            f"no colour transfer {method!r} in {space!r}; methods: {', '.join(TRANSFERS)}; spaces: {', '.join(SPACES)}"
+        )
     _check("source", source, source_mask)
     _check("reference", reference, reference_mask)
     if len(source) != len(reference):
-        raise InputError(f"source and reference must be batches of the same length, got {len(source)} and {len(reference)}")
+        raise InputError(
+            f"source and reference must be batches of the same length, got {len(source)} and {len(reference)}"
+        )
     there, back = SPACES[space]
     result = source.clone()
     for number, picture in enumerate(source):
@@ -243,7 +251,11 @@ def transfer_colors(source, reference, source_mask=None, reference_mask=None, me
         changed = np.clip(back(TRANSFERS[method](pixels, goal, max_gain)), 0, 1)
         target = picture.clone()
         target[:, inside] = torch.from_numpy(np.ascontiguousarray(changed.T, F)).to(picture)
-        result[number] = target if source_mask is None else torch.lerp(picture, target, source_mask[number % len(source_mask)].to(picture))
+        result[number] = (
+            target
+            if source_mask is None
+            else torch.lerp(picture, target, source_mask[number % len(source_mask)].to(picture))
+        )
     return result
 
 
@@ -265,4 +277,6 @@ def _check(name, image, mask):
     if mask is None:
         return
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != image.shape[2:] or len(mask) not in (1, len(image)):
-        raise InputError(f"the mask of {name} must be B1HW with its picture's size, got {tuple(mask.shape)} for {tuple(image.shape)}")
+        raise InputError(
+            f"the mask of {name} must be B1HW with its picture's size, got {tuple(mask.shape)} for {tuple(image.shape)}"
+        )

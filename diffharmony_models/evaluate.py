@@ -31,24 +31,48 @@ _NAMED_AT_MOST = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
-    parser.add_argument("dataset_root", type=Path, help="folder in iHarmony4's layout (composite_images, masks, real_images by subset)")
-    parser.add_argument("--list", default="IHD_test.txt", help="the list of composites: a path from the root, or any path (%(default)s)")
-    parser.add_argument("--results", type=Path, default=Path("runs/evaluate"), help="folder for tables and the worst cases (%(default)s)")
+    parser.add_argument(
+        "dataset_root", type=Path, help="folder in iHarmony4's layout (composite_images, masks, real_images by subset)"
+    )
+    parser.add_argument(
+        "--list", default="IHD_test.txt", help="the list of composites: a path from the root, or any path (%(default)s)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("runs/evaluate"),
+        help="folder for tables and the worst cases (%(default)s)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs of the list")
     parser.add_argument(
-        "--own-background", action="store_true", help="score the result with its own background, not with its foreground on the real one"
+        "--own-background",
+        action="store_true",
+        help="score the result with its own background, not with its foreground on the real one",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--outputs", type=Path, metavar="FOLDER", help="score these pictures (named as the composites), run no checkpoint")
+    what.add_argument(
+        "--outputs",
+        type=Path,
+        metavar="FOLDER",
+        help="score these pictures (named as the composites), run no checkpoint",
+    )
     what.add_argument("--checkpoint", help="file or folder (the bundled checkpoint)")
     run = parser.add_argument_group("running a checkpoint")
-    run.add_argument("--ending", choices=[*ENDINGS, "both"], default="both", help="which ending is scored (%(default)s)")
+    run.add_argument(
+        "--ending", choices=[*ENDINGS, "both"], default="both", help="which ending is scored (%(default)s)"
+    )
     run.add_argument("--no-refine", action="store_true", help="score the paper's ending without its refinement")
-    run.add_argument("--resolution", metavar="R", type=resolution, default=0, help="stage 1's resolution (0: the checkpoint's own)")
-    run.add_argument("--native-size", action="store_true", help="harmonize at the picture's own size, scale the result down")
+    run.add_argument(
+        "--resolution", metavar="R", type=resolution, default=0, help="stage 1's resolution (0: the checkpoint's own)"
+    )
+    run.add_argument(
+        "--native-size", action="store_true", help="harmonize at the picture's own size, scale the result down"
+    )
     run.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (%(default)s)")
     run.add_argument("--sampler", choices=["euler_ancestral", "euler"], default="euler_ancestral", help="(%(default)s)")
-    run.add_argument("--seed", metavar="N", type=seed, default=0, help="with the picture's name, decides its noise (%(default)s)")
+    run.add_argument(
+        "--seed", metavar="N", type=seed, default=0, help="with the picture's name, decides its noise (%(default)s)"
+    )
     run.add_argument("--batch-size", metavar="N", type=int, default=1, help="pictures harmonized at once (%(default)s)")
     run.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (the best there is)")
     run.add_argument("--dtype", metavar="T", type=dtype, help="float32, bfloat16 or float16 (what suits the device)")
@@ -72,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     entries = [triple.composite.relative_to(args.dataset_root).as_posix() for triple in triples]
     twice = [entry for entry, number in Counter(entries).items() if number > 1]
     if twice:
-        raise InputError(f"{args.list} names {len(twice)} composites more than once ({_some(twice)}); remove the repeated lines")
+        raise InputError(
+            f"{args.list} names {len(twice)} composites more than once ({_some(twice)}); remove the repeated lines"
+        )
     triples, entries = triples[: args.limit], entries[: args.limit]
     args.results.mkdir(parents=True, exist_ok=True)
 
@@ -168,7 +194,10 @@ def _load(batch: Sequence[tuple[str, Triple]], report: Report) -> Iterator[Pair]
 
 
 def _baselines(pair: Pair) -> dict[str, torch.Tensor]:
-    return {"composite": pair.composite, "reinhard": color.reinhard(pair.composite, pair.composite, pair.mask, 1 - pair.mask)}
+    return {
+        "composite": pair.composite,
+        "reinhard": color.reinhard(pair.composite, pair.composite, pair.mask, 1 - pair.mask),
+    }
 
 
 def _score(pair: Pair, results: dict[str, torch.Tensor | Exception], report: Report, own_background: bool) -> None:
@@ -226,7 +255,9 @@ class _Pictures:
         if not found:
             found = self._files.get(("", stem), [])
             if found and stem in self._in_several:
-                raise InputError(f"{found[0]} could belong to several subsets; put it into a folder named {triple.subset}")
+                raise InputError(
+                    f"{found[0]} could belong to several subsets; put it into a folder named {triple.subset}"
+                )
         if not found:
             raise FileNotFoundError(f"no picture {stem}.* in {self._folder} nor in {self._folder / triple.subset}")
         if len(found) > 1:
@@ -249,7 +280,9 @@ class _Engine:
         self.batch_size = 1 if args.native_size else args.batch_size  # pictures of different sizes make no batch
         for ending in self.methods:  # what one small picture shows need not fail on each of thousands
             trial = torch.full((1, 3, 64, 64), 0.5)
-            self._engine(trial, torch.ones(1, 1, 64, 64), resolution=64, steps=1, ending=ending, refine=not args.no_refine)
+            self._engine(
+                trial, torch.ones(1, 1, 64, 64), resolution=64, steps=1, ending=ending, refine=not args.no_refine
+            )
         self.about = (
             f"checkpoint {weights.name}, resolution {args.resolution or weights.resolution}, {args.steps} steps of {args.sampler}, "
             f"seed {args.seed}{', not refined' if args.no_refine else ''}{', harmonized at native size' if args.native_size else ''}"
@@ -264,7 +297,9 @@ class _Engine:
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
-            failure = InputError(f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16")
+            failure = InputError(
+                f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16"
+            )
         if len(batch) == 1:
             return [dict.fromkeys(self.methods, failure)]
         return [result for pair in batch for result in self.results([pair])]
@@ -278,12 +313,24 @@ class _Engine:
             "sampler": self._args.sampler,
             "seeds": [picture_seed(self._args.seed, pair.triple.composite.stem) for pair in batch],
         }
-        if len(self.methods) == 1 or self._engine.harmony_vae is not None:  # with a Harmony-VAE the endings decode by different VAEs
-            finished = {ending: self._engine(composite, mask, ending=ending, refine=refine, **options).refined for ending in self.methods}
+        if (
+            len(self.methods) == 1 or self._engine.harmony_vae is not None
+        ):  # with a Harmony-VAE the endings decode by different VAEs
+            finished = {
+                ending: self._engine(composite, mask, ending=ending, refine=refine, **options).refined
+                for ending in self.methods
+            }
         else:
-            decoded = self._engine.decode(self._engine.harmonize_latents(composite, mask, **options)).to(composite.device)
-            finished = {ending: self._engine.finish(decoded, composite, mask, ending=ending, refine=refine) for ending in self.methods}
-        return [{ending: result[index : index + 1] for ending, result in finished.items()} for index in range(len(batch))]
+            decoded = self._engine.decode(self._engine.harmonize_latents(composite, mask, **options)).to(
+                composite.device
+            )
+            finished = {
+                ending: self._engine.finish(decoded, composite, mask, ending=ending, refine=refine)
+                for ending in self.methods
+            }
+        return [
+            {ending: result[index : index + 1] for ending, result in finished.items()} for index in range(len(batch))
+        ]
 
     def _inputs(self, batch: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
         """Composites and masks as the engine gets them: at 256×256 as they are scored, or as they are in the files."""

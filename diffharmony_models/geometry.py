@@ -122,7 +122,9 @@ def _erode(mask: torch.Tensor, spare: torch.Tensor, dim: int) -> None:
         torch.minimum(mask.narrow(dim, 0, last), mask.narrow(dim, 1, last), out=lesser)
         mask.narrow(dim, 0, 1).copy_(lesser.narrow(dim, 0, 1))
         mask.narrow(dim, last, 1).copy_(lesser.narrow(dim, last - 1, 1))
-        torch.minimum(lesser.narrow(dim, 0, last - 1), lesser.narrow(dim, 1, last - 1), out=mask.narrow(dim, 1, last - 1))
+        torch.minimum(
+            lesser.narrow(dim, 0, last - 1), lesser.narrow(dim, 1, last - 1), out=mask.narrow(dim, 1, last - 1)
+        )
 
 
 def paste(harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor, feather: int = 0) -> torch.Tensor:

@@ -56,19 +56,36 @@ class Job:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("composite", metavar="COMPOSITE", type=Path, help="the picture with the pasted foreground, or a folder of them")
     parser.add_argument(
-        "mask", metavar="MASK", type=Path, help="white (or opaque) = the foreground, of the composite's size; or a folder of masks"
+        "composite", metavar="COMPOSITE", type=Path, help="the picture with the pasted foreground, or a folder of them"
     )
     parser.add_argument(
-        "out", metavar="OUT", type=Path, help="the file to write: .png or .webp (without loss), .jpg (quality 95); or a folder"
+        "mask",
+        metavar="MASK",
+        type=Path,
+        help="white (or opaque) = the foreground, of the composite's size; or a folder of masks",
     )
-    parser.add_argument("--checkpoint", metavar="C", type=Path, help="weights: one file or a folder (default: the bundled ones)")
     parser.add_argument(
-        "--resolution", metavar="R", type=resolution, default=0, help="side of the square whose area stage 1 works at (0: the checkpoint's own)"
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="the file to write: .png or .webp (without loss), .jpg (quality 95); or a folder",
     )
     parser.add_argument(
-        "--shape", choices=("keep", "square"), default="keep", help="keep the proportions, or squash to a square as the paper does (default: keep)"
+        "--checkpoint", metavar="C", type=Path, help="weights: one file or a folder (default: the bundled ones)"
+    )
+    parser.add_argument(
+        "--resolution",
+        metavar="R",
+        type=resolution,
+        default=0,
+        help="side of the square whose area stage 1 works at (0: the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--shape",
+        choices=("keep", "square"),
+        default="keep",
+        help="keep the proportions, or squash to a square as the paper does (default: keep)",
     )
     parser.add_argument(
         "--output-size",
@@ -78,10 +95,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (default: 5)")
     parser.add_argument(
-        "--seed", metavar="N", type=seed, default=0, help="with the picture's file name, decides its noise; same seed, same result (default: 0)"
+        "--seed",
+        metavar="N",
+        type=seed,
+        default=0,
+        help="with the picture's file name, decides its noise; same seed, same result (default: 0)",
     )
     parser.add_argument(
-        "--sampler", choices=("euler_ancestral", "euler"), default="euler_ancestral", help="(default: euler_ancestral, as published)"
+        "--sampler",
+        choices=("euler_ancestral", "euler"),
+        default="euler_ancestral",
+        help="(default: euler_ancestral, as published)",
     )
     parser.add_argument(
         "--paper",
@@ -90,14 +114,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-refine", action="store_true", help="with --paper: leave the refiner out")
     parser.add_argument(
-        "--feather", metavar="F", type=feather, default=0, help="pixels over which the foreground's edge fades in, inwards (default: 0)"
+        "--feather",
+        metavar="F",
+        type=feather,
+        default=0,
+        help="pixels over which the foreground's edge fades in, inwards (default: 0)",
     )
     parser.add_argument(
-        "--compare", metavar="SHEET", type=Path, help="also write a sheet of composite, mask, harmonized, refined; for folders, a folder of sheets"
+        "--compare",
+        metavar="SHEET",
+        type=Path,
+        help="also write a sheet of composite, mask, harmonized, refined; for folders, a folder of sheets",
     )
     parser.add_argument("--overwrite", action="store_true", help="of a folder, make again what is there already")
-    parser.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    parser.add_argument("--dtype", metavar="T", type=dtype, help="float32, bfloat16 or float16 (default: what suits the device)")
+    parser.add_argument(
+        "--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+    )
+    parser.add_argument(
+        "--dtype", metavar="T", type=dtype, help="float32, bfloat16 or float16 (default: what suits the device)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,16 +166,22 @@ def _run_folder(args: argparse.Namespace, device: torch.device) -> int:
                     failures.append((job.composite.name, in_words(error)))
                     bar.set_postfix(failed=len(failures))
     skipped = len(jobs) - len(waiting)
-    logger.info("%d harmonized, %d were there already, %d failed", total - skipped - len(failures), skipped, len(failures))
+    logger.info(
+        "%d harmonized, %d were there already, %d failed", total - skipped - len(failures), skipped, len(failures)
+    )
     if failures:
-        logger.error("%d of %d failed:\n%s", len(failures), total, "\n".join(f"  {name}: {why}" for name, why in failures))
+        logger.error(
+            "%d of %d failed:\n%s", len(failures), total, "\n".join(f"  {name}: {why}" for name, why in failures)
+        )
     return 2 if failures else 0
 
 
 def single(args: argparse.Namespace) -> Job:
     """The job of one picture. ValueError where an output cannot be written or would replace an input."""
     if args.mask.is_dir():
-        raise InputError(f"{args.composite} is one picture but {args.mask} is a folder; give one mask, or folders for all three")
+        raise InputError(
+            f"{args.composite} is one picture but {args.mask} is a folder; give one mask, or folders for all three"
+        )
     for path in (args.out, args.compare):
         if path is None:
             continue
@@ -158,7 +199,7 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
         raise InputError(f"{args.composite} is a folder but {args.mask} is none; give a folder of masks")
     outputs = [args.out] if args.compare is None else [args.out, args.compare]
     for path in outputs:
-        if path.exists() and not path.is_dir() or path.suffix.lower() in images.WRITABLE:
+        if (path.exists() and not path.is_dir()) or path.suffix.lower() in images.WRITABLE:
             raise InputError(f"{args.composite} is a folder, so {path} must be a folder too; give the name of a folder")
     folders = [args.composite, args.mask, *outputs]
     if len({path.resolve() for path in folders}) < len(folders):
@@ -178,7 +219,11 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
         other = taken.get(out) or taken.get(sheet)
         if len(found) != 1:
             names = ", ".join(path.name for path in found)
-            what = f"several masks: {names}; keep one" if found else f"no mask in {args.mask}; expected {stem}.png or, as in iHarmony4, that of <img>_<mask>"
+            what = (
+                f"several masks: {names}; keep one"
+                if found
+                else f"no mask in {args.mask}; expected {stem}.png or, as in iHarmony4, that of <img>_<mask>"
+            )
             failures.append((composite.name, what))
         elif other:
             failures.append((composite.name, f"its result would have the name of that of {other}; rename one of them"))
@@ -205,11 +250,18 @@ def _harmonize(job: Job, args: argparse.Namespace, engine) -> None:
             images.check_output(path, size if path == job.out else None)
     alpha = picture.alpha
     if alpha is not None and images.check_output(job.out) not in images.ALPHA_FORMATS:
-        logger.warning("%s has transparency, which a %s cannot hold; write a .png to keep it", job.composite, job.out.suffix)
+        logger.warning(
+            "%s has transparency, which a %s cannot hold; write a .png to keep it", job.composite, job.out.suffix
+        )
         alpha = None
     if geometry.is_empty(mask).all():
         highest = round(mask.max().item() * 255)
-        logger.warning("%s is empty (its brightest value is %d of 255, 128 is needed); %s is given back as it was", job.mask, highest, job.composite)
+        logger.warning(
+            "%s is empty (its brightest value is %d of 255, 128 is needed); %s is given back as it was",
+            job.mask,
+            highest,
+            job.composite,
+        )
         harmonized, refined = picture.pixels, geometry.resize(picture.pixels, size)
     else:
         result = _run_engine(engine(), picture, mask, size, job, args)
@@ -232,7 +284,14 @@ def read_pair(job: Job) -> tuple[images.Picture, torch.Tensor]:
     return picture, mask
 
 
-def sheet(composite: torch.Tensor, mask: torch.Tensor, harmonized: torch.Tensor, refined: torch.Tensor, args: argparse.Namespace, title: str):
+def sheet(
+    composite: torch.Tensor,
+    mask: torch.Tensor,
+    harmonized: torch.Tensor,
+    refined: torch.Tensor,
+    args: argparse.Namespace,
+    title: str,
+):
     """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one, whose size is
     that of stage 1, is shown in the composite's proportions."""
     height, width = composite.shape[-2:]
@@ -248,12 +307,16 @@ def sheet(composite: torch.Tensor, mask: torch.Tensor, harmonized: torch.Tensor,
     return images.comparison_sheet([panels] if height > width else [panels[:2], panels[2:]], SHEET_SIDE, title)
 
 
-def _run_engine(engine, picture: images.Picture, mask: torch.Tensor, size: tuple[int, int], job: Job, args: argparse.Namespace):
+def _run_engine(
+    engine, picture: images.Picture, mask: torch.Tensor, size: tuple[int, int], job: Job, args: argparse.Namespace
+):
     height, width = picture.size
     wanted = args.resolution or engine.resolution
     inference = geometry.inference_size(height, width, wanted, args.shape)
     if inference[0] * inference[1] > 4 * wanted**2:
-        raise InputError(f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square")
+        raise InputError(
+            f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square"
+        )
     try:
         with tqdm(unit="stage", desc=job.composite.name, leave=False, delay=1, disable=None, dynamic_ncols=True) as bar:
             return engine(
@@ -312,11 +375,15 @@ def output_size(text: str):
     """What `--output-size` says, as a function of the composite's height and width that gives those of the result."""
     found = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text)
     if not found or not all(0 < int(side) <= 65500 for side in found.groups() if side is not None):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give the longer side in pixels (1024) or WIDTHxHEIGHT (1024x768)")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size; give the longer side in pixels (1024) or WIDTHxHEIGHT (1024x768)"
+        )
     first, second = found.groups()
     if second is not None:
         return lambda height, width: (int(second), int(first))
-    return lambda height, width: tuple(max(1, round(side * int(first) / max(height, width))) for side in (height, width))
+    return lambda height, width: tuple(
+        max(1, round(side * int(first) / max(height, width))) for side in (height, width)
+    )
 
 
 def _whole(low: int, high: int, what: str):
@@ -340,7 +407,9 @@ feather = _whole(0, 1000, "the feather")
 def resolution(text: str) -> int:
     number = _whole(0, LARGEST_RESOLUTION, "the resolution")(text)
     if 0 < number < geometry.SIDE:
-        raise argparse.ArgumentTypeError(f"the resolution must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}")
+        raise argparse.ArgumentTypeError(
+            f"the resolution must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}"
+        )
     return number
 
 
@@ -354,7 +423,9 @@ def in_words(error: Exception) -> str:
 
 
 def _pictures(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in images.READABLE and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in images.READABLE and not path.name.startswith(".")
+    )
 
 
 def _same(path: Path, other: Path) -> bool:

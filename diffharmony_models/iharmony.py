@@ -46,15 +46,23 @@ def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it and a list like IHD_test.txt")
+        raise InputError(
+            f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it and a list like IHD_test.txt"
+        )
     path = _find_list(root, Path(list_file))
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"The list {path} is no UTF-8 text ({error.reason}): expected one composite path a line") from error
-    triples = [_triple(root, line.strip(), f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        raise InputError(
+            f"The list {path} is no UTF-8 text ({error.reason}): expected one composite path a line"
+        ) from error
+    triples = [
+        _triple(root, line.strip(), f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
+    ]
     if not triples:
-        raise InputError(f"The list {path} names no picture: expected one composite path a line, like HCOCO/{COMPOSITES}/c100_1_1.jpg")
+        raise InputError(
+            f"The list {path} names no picture: expected one composite path a line, like HCOCO/{COMPOSITES}/c100_1_1.jpg"
+        )
     return triples
 
 
@@ -64,7 +72,9 @@ def _find_list(root: Path, list_file: Path) -> Path:
             return path
     there = sorted(entry.name for entry in root.glob("*.txt"))
     lists = ", ".join(there) or "none"
-    raise InputError(f"No list {list_file} in {root}, nor as a path of its own; lists there: {lists}. Name one that exists")
+    raise InputError(
+        f"No list {list_file} in {root}, nor as a path of its own; lists there: {lists}. Name one that exists"
+    )
 
 
 def _triple(root: Path, entry: str, where: str) -> Triple:

@@ -17,7 +17,22 @@ from .errors import InputError
 
 logger = logging.getLogger(__name__)
 
-READABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tga", ".jp2", ".avif")
+READABLE = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".tga",
+    ".jp2",
+    ".avif",
+)
 """The file names that a folder is searched for. A file named outright may have any name; its content decides."""
 
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -84,14 +99,20 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
     path = Path(path)
     kind = WRITABLE.get(path.suffix.lower())
     if kind is None:
-        raise InputError(f"{path}: cannot write {path.suffix or 'a file without extension'}; name it .png, .jpg or .webp")
+        raise InputError(
+            f"{path}: cannot write {path.suffix or 'a file without extension'}; name it .png, .jpg or .webp"
+        )
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file in it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; give another place")
+        raise InputError(
+            f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; give another place"
+        )
     if size is not None and size[0] * size[1] > MAX_PIXELS:
-        raise InputError(f"{path}: {size[1]}x{size[0]} is too large; at most {MAX_PIXELS // 1_000_000} megapixels are written")
+        raise InputError(
+            f"{path}: {size[1]}x{size[0]} is too large; at most {MAX_PIXELS // 1_000_000} megapixels are written"
+        )
     if size is not None and max(size) > LARGEST_SIDE[kind]:
         raise InputError(
             f"{path}: {size[1]}x{size[0]} is too large for {kind}, whose sides hold {LARGEST_SIDE[kind]} pixels at most; write a .png"
@@ -114,7 +135,12 @@ def write_image(
     options = {
         "PNG": {"compress_level": 4},
         "JPEG": {"quality": 95, "subsampling": 0},
-        "WEBP": {"lossless": True, "exact": True, "quality": 30, "method": 2},  # without loss, quality and method mean effort
+        "WEBP": {
+            "lossless": True,
+            "exact": True,
+            "quality": 30,
+            "method": 2,
+        },  # without loss, quality and method mean effort
     }[kind]
     if icc_profile:
         options["icc_profile"] = icc_profile
@@ -136,7 +162,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         os.replace(unfinished, path)
     except OSError as error:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise OSError(error.errno, "no room on the disk to write" if room else f"cannot write ({error.strerror})", str(path)) from error
+        raise OSError(
+            error.errno, "no room on the disk to write" if room else f"cannot write ({error.strerror})", str(path)
+        ) from error
     finally:
         if unfinished.exists():
             unfinished.unlink()
@@ -147,7 +175,9 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
     if image.dim() == 4 and image.shape[0] == 1:
         image = image[0]
     if image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise InputError(f"expected one image [1, 3, H, W] or [3, H, W], got {list(image.shape)}; write a batch one image at a time")
+        raise InputError(
+            f"expected one image [1, 3, H, W] or [3, H, W], got {list(image.shape)}; write a batch one image at a time"
+        )
     image = image.detach().to("cpu", torch.float32)
     if not torch.isfinite(image).all():
         raise InputError("the image holds NaN or infinite values; try --dtype float32, or another checkpoint")
@@ -155,7 +185,9 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())  # CHW -> HWC
 
 
-def comparison_sheet(rows: Sequence[Sequence[tuple[str, torch.Tensor]]], side: int = 512, title: str = "") -> torch.Tensor:
+def comparison_sheet(
+    rows: Sequence[Sequence[tuple[str, torch.Tensor]]], side: int = 512, title: str = ""
+) -> torch.Tensor:
     """One sheet of labelled pictures: float32 [1, 3, H, W] in [0, 1], for `write_image`.
 
     rows: for each row, (label, image) with images [1, 3 or 1, h, w] in [0, 1]; one channel (a mask) is shown grey. Every picture is
@@ -198,7 +230,9 @@ def _open(path: str | os.PathLike) -> tuple[Image.Image, bool]:
             turned = image.getexif().get(0x0112, 1) != 1  # the EXIF orientation
             return ImageOps.exif_transpose(image), turned
         except UnidentifiedImageError as error:
-            raise InputError(f"{path} is not a picture that can be read (unknown format or damaged); give a PNG, JPEG, WebP or TIFF") from error
+            raise InputError(
+                f"{path} is not a picture that can be read (unknown format or damaged); give a PNG, JPEG, WebP or TIFF"
+            ) from error
         except _TooLarge:
             raise
         except Image.DecompressionBombError as error:
@@ -206,7 +240,9 @@ def _open(path: str | os.PathLike) -> tuple[Image.Image, bool]:
         except MemoryError as error:
             raise InputError(f"{path} does not fit into memory; scale it down first") from error
         except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-            raise InputError(f"{path} is damaged or cut short and cannot be read ({error}); save or download it again") from error
+            raise InputError(
+                f"{path} is damaged or cut short and cannot be read ({error}); save or download it again"
+            ) from error
 
 
 class _TooLarge(InputError):
@@ -216,7 +252,9 @@ class _TooLarge(InputError):
 def _check_area(path: Path, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise _TooLarge(f"{path} is too large: {width}x{height}; at most {MAX_PIXELS // 1_000_000} megapixels are read, scale it down first")
+        raise _TooLarge(
+            f"{path} is too large: {width}x{height}; at most {MAX_PIXELS // 1_000_000} megapixels are read, scale it down first"
+        )
 
 
 def _channels(image: Image.Image, path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -250,9 +288,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     profile, space = image.info.get("icc_profile"), _profile_space(image.info.get("icc_profile"))
     try:
         if image.mode == "LAB":
-            return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return ImageCms.profileToProfile(
+                image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
         if (image.mode, space) in (("CMYK", b"CMYK"), ("L", b"GRAY")):
-            return ImageCms.profileToProfile(image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return ImageCms.profileToProfile(
+                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
     except (ImageCms.PyCMSError, OSError) as error:
         logger.warning("the picture's colour profile cannot be used (%s); it is read without it", error)
     return image.convert("RGB")
@@ -268,7 +310,12 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
     array = np.array(image)
     if array.ndim == 2:
         array = array[:, :, None]
-    return torch.from_numpy(array).permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # HWC -> BCHW
+    return (
+        torch.from_numpy(array)
+        .permute(2, 0, 1)[None]
+        .to(torch.float32, memory_format=torch.contiguous_format)
+        .div_(255)
+    )  # HWC -> BCHW
 
 
 def _fit(image: torch.Tensor, side: int) -> Image.Image:
@@ -285,4 +332,3 @@ def _shorten(text: str, font: ImageFont.ImageFont, width: int) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
-

@@ -118,11 +118,15 @@ def ssim_map(image: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """
     _check(image, real)
     if min(image.shape[-2:]) < 2 * _SSIM_RADIUS + 1:
-        raise InputError(f"SSIM's window has {2 * _SSIM_RADIUS + 1} pixels a side, the picture {_size(image)}: score a larger one")
+        raise InputError(
+            f"SSIM's window has {2 * _SSIM_RADIUS + 1} pixels a side, the picture {_size(image)}: score a larger one"
+        )
     # Variances are differences of large numbers: around the middle grey float32 is exact enough for them.
     middle = PEAK / 2
     x, y = image.float() - middle, real.float() - middle
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _blur(torch.cat([x, y, x * x, y * y, x * y], dim=1)).double().chunk(5, dim=1)
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (
+        _blur(torch.cat([x, y, x * x, y * y, x * y], dim=1)).double().chunk(5, dim=1)
+    )
     variance_x, variance_y = mean_xx - mean_x.square(), mean_yy - mean_y.square()
     covariance = mean_xy - mean_x * mean_y
     mean_x, mean_y = mean_x + middle, mean_y + middle
@@ -155,13 +159,17 @@ def _blur(planes: torch.Tensor) -> torch.Tensor:
         before = planes.narrow(dim, 0, _SSIM_RADIUS).flip(dim)
         after = planes.narrow(dim, planes.shape[dim] - _SSIM_RADIUS, _SSIM_RADIUS).flip(dim)
         kernel = window.view(1, 1, -1, 1) if dim == 2 else window.view(1, 1, 1, -1)
-        planes = F.conv2d(torch.cat([before, planes, after], dim=dim), kernel.expand(channels, *kernel.shape[1:]), groups=channels)
+        planes = F.conv2d(
+            torch.cat([before, planes, after], dim=dim), kernel.expand(channels, *kernel.shape[1:]), groups=channels
+        )
     return planes
 
 
 def _check(image: torch.Tensor, real: torch.Tensor) -> None:
     if image.ndim != 4 or image.shape != real.shape:
-        raise InputError(f"Picture and real picture must be BCHW of one shape: {tuple(image.shape)} != {tuple(real.shape)}")
+        raise InputError(
+            f"Picture and real picture must be BCHW of one shape: {tuple(image.shape)} != {tuple(real.shape)}"
+        )
 
 
 def _check_mask(mask: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,10 @@ Progress = Callable[[int, int], None]
 _HOW = {
     "unet": ("UNet", "Read a whole pipeline folder or a one-file checkpoint, or train one with `train-harmonizer`."),
     "vae": ("VAE", "Read a whole pipeline folder or a one-file checkpoint, or train one with `train-autoencoder`."),
-    "null_text": ("null text", "Read a folder that has text_encoder/ (SD 1.5's), or `convert` one that has it to one file."),
+    "null_text": (
+        "null text",
+        "Read a folder that has text_encoder/ (SD 1.5's), or `convert` one that has it to one file.",
+    ),
     "refiner": (
         "refiner",
         "Leave it out (refine=False, `--no-refine`), train one with `train-refiner`, or put the published refinement/ "
@@ -383,7 +386,9 @@ class DiffHarmony:
 
     def _finite(self, tensor: torch.Tensor, what: str) -> None:
         if not torch.isfinite(tensor).all():
-            dtypes = {str(next(p.parameters()).dtype).removeprefix("torch.") for p in (self.unet, self.vae) if p is not None}
+            dtypes = {
+                str(next(p.parameters()).dtype).removeprefix("torch.") for p in (self.unet, self.vae) if p is not None
+            }
             raise InputError(
                 f"The {what} made by {self.name} in {'/'.join(sorted(dtypes))} holds NaN or infinite values. Either the "
                 "weights are broken (get them anew) or the dtype is too narrow for them (use dtype float32, `--dtype float32`)."

@@ -105,7 +105,9 @@ class Report:
         """The averages over all pictures, one line a method."""
         lines = []
         for _, method, count, missing, *values in self._averages([], lambda line: None):
-            numbers = "  ".join(f"{label} {_number(value, digits)}" for value, (label, digits) in zip(values, MEASURES.values()))
+            numbers = "  ".join(
+                f"{label} {_number(value, digits)}" for value, (label, digits) in zip(values, MEASURES.values())
+            )
             lines.append(f"{method:>12}  {numbers}  ({count} pictures{f', {missing} missing' if missing else ''})")
         return "\n".join(lines)
 
@@ -152,7 +154,12 @@ def _csv(header: Sequence[str], rows: Iterable[tuple]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([["" if value is None else round(value, 6) if isinstance(value, float) else value for value in row] for row in rows])
+    writer.writerows(
+        [
+            ["" if value is None else round(value, 6) if isinstance(value, float) else value for value in row]
+            for row in rows
+        ]
+    )
     return text.getvalue()
 
 

@@ -197,7 +197,9 @@ def _find_blur(harmonized: torch.Tensor, terms: torch.Tensor, weights: torch.Ten
     return BLURS[errors.index(min(errors))]
 
 
-def _fit_polynomial(harmonized: torch.Tensor, terms: torch.Tensor, weights: torch.Tensor, regularization: float) -> torch.Tensor:
+def _fit_polynomial(
+    harmonized: torch.Tensor, terms: torch.Tensor, weights: torch.Tensor, regularization: float
+) -> torch.Tensor:
     """[10, 3]: ridge regression of the harmonized colours on the terms, drawn towards no change; the mean is met."""
     total = weights.sum()
     weights = weights.flatten(2)[0]

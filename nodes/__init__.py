@@ -1,8 +1,7 @@
 """What ComfyUI sees: one stage a file, each a schema and an `execute`."""
 
-from typing_extensions import override
-
 from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
 
 from . import host
 from .conditioning import DiffHarmonyConditioning

@@ -1,7 +1,6 @@
 """Stage 1 for the host's own sampler nodes: the composite and its mask as conditioning."""
 
 import torch
-
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
@@ -24,17 +23,24 @@ class DiffHarmonyConditioning(io.ComfyNode):
             ),
             search_aliases=["image harmonization", "harmonize", "ksampler harmonization"],
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE of LoadDiffHarmony. For the published weights any SD 1.5 VAE works too."),
+                io.Vae.Input(
+                    "vae", tooltip="The VAE of LoadDiffHarmony. For the published weights any SD 1.5 VAE works too."
+                ),
                 io.Conditioning.Input("null_text", tooltip="The null_text of LoadDiffHarmony."),
                 io.Image.Input("composite", tooltip="The picture with the foreground pasted in."),
-                io.Mask.Input("mask", tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                ),
                 resolution_input(),
                 shape_input(),
             ],
             outputs=[
                 io.Conditioning.Output("positive"),
                 io.Conditioning.Output("negative", tooltip="The same: with cfg 1 it is not used."),
-                io.Latent.Output("LATENT", tooltip="Empty, of the right size. Pictures with an empty mask are in it and kept."),
+                io.Latent.Output(
+                    "LATENT", tooltip="Empty, of the right size. Pictures with an empty mask are in it and kept."
+                ),
             ],
         )
 

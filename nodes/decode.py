@@ -1,7 +1,6 @@
 """Decoding at the resolution of stage 1, above the one wanted, then scaling down: small detail survives the VAE that way."""
 
 import torch
-
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
@@ -34,8 +33,20 @@ class VAEDecodeHigherRes(io.ComfyNode):
                     default="bilinear",
                     tooltip="How the picture is scaled. bilinear is the published one, antialiased; lanczos is sharper; area averages.",
                 ),
-                io.Int.Input("width", default=0, min=0, max=16384, tooltip="Width of the result in pixels. 0: the composite's, or in proportion to the height."),
-                io.Int.Input("height", default=0, min=0, max=16384, tooltip="Height of the result in pixels. 0: the composite's, or in proportion to the width."),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    tooltip="Width of the result in pixels. 0: the composite's, or in proportion to the height.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    tooltip="Height of the result in pixels. 0: the composite's, or in proportion to the width.",
+                ),
             ],
             outputs=[io.Image.Output("IMAGE")],
         )

@@ -29,7 +29,9 @@ def resolve(name: str, folders: list[str]) -> Path:
     path = PurePosixPath(name.replace("\\", "/"))
     where = " or ".join(folders)
     if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
-        raise ValueError(f'"{name}" leaves the folder of DiffHarmony\'s checkpoints. Put the checkpoint into {where} and choose it from the list.')
+        raise ValueError(
+            f'"{name}" leaves the folder of DiffHarmony\'s checkpoints. Put the checkpoint into {where} and choose it from the list.'
+        )
     there = names(folders)
     for folder in folders if str(path) in there else ():
         if (Path(folder) / path).exists():

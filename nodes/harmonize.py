@@ -3,7 +3,6 @@
 import logging
 
 import torch
-
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
@@ -24,15 +23,35 @@ class HarmonizeLatent(io.ComfyNode):
             display_name="Harmonize Latent",
             category="DiffHarmony",
             description="Gives a pasted foreground the light and colours of the picture it stands in. Decode with VAEDecodeHigherRes.",
-            search_aliases=["image harmonization", "harmonize", "relight", "match colors", "composite", "blend foreground"],
+            search_aliases=[
+                "image harmonization",
+                "harmonize",
+                "relight",
+                "match colors",
+                "composite",
+                "blend foreground",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL of LoadDiffHarmony; LoRA and other model nodes may stand between."),
-                io.Vae.Input("vae", tooltip="The VAE of LoadDiffHarmony. For the published weights any SD 1.5 VAE works too."),
+                io.Model.Input(
+                    "model", tooltip="The MODEL of LoadDiffHarmony; LoRA and other model nodes may stand between."
+                ),
+                io.Vae.Input(
+                    "vae", tooltip="The VAE of LoadDiffHarmony. For the published weights any SD 1.5 VAE works too."
+                ),
                 io.Conditioning.Input("null_text", tooltip="The null_text of LoadDiffHarmony."),
                 io.Image.Input("composite", tooltip="The picture with the foreground pasted in."),
-                io.Mask.Input("mask", tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                ),
                 seed_input(),
-                io.Int.Input("steps", default=5, min=1, max=1000, tooltip="Sampling steps. The method is made for 5; more change little."),
+                io.Int.Input(
+                    "steps",
+                    default=5,
+                    min=1,
+                    max=1000,
+                    tooltip="Sampling steps. The method is made for 5; more change little.",
+                ),
                 io.Combo.Input(
                     "sampler_name",
                     options=host.SAMPLERS,
@@ -64,7 +83,20 @@ class HarmonizeLatent(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, null_text, composite, mask, seed, steps, sampler_name, scheduler, resolution, shape, latent=None, fixed_noise=False
+        cls,
+        model,
+        vae,
+        null_text,
+        composite,
+        mask,
+        seed,
+        steps,
+        sampler_name,
+        scheduler,
+        resolution,
+        shape,
+        latent=None,
+        fixed_noise=False,
     ) -> io.NodeOutput:
         host.check_model(model, NODE)
         host.check_vae(vae, NODE)
@@ -101,7 +133,9 @@ class HarmonizeLatent(io.ComfyNode):
         if posterior is not None:
             seen = seen + posterior.std[keep] * spread.to(seen)
         positive = host.condition(null_text, seen, small_mask(mask[keep], size))
-        samples = host.sample(model, positive, noise, draws, [seeds[index] for index in keep], steps, sampler_name, scheduler)
+        samples = host.sample(
+            model, positive, noise, draws, [seeds[index] for index in keep], steps, sampler_name, scheduler
+        )
         if not torch.isfinite(samples).all():
             raise ValueError(
                 f"{NODE}: the result holds NaN. The weights are broken, or their precision is too narrow: choose weight_dtype fp32 in "
@@ -158,9 +192,13 @@ def composite_latent(latent: dict, composite: torch.Tensor) -> torch.Tensor:
     """The samples of the composite as LATENT, one for each composite. ValueError where they do not belong together."""
     samples = inputs.latent(latent, "latent", NODE)
     if samples.shape[0] not in (1, composite.shape[0]):
-        raise ValueError(f"{NODE}: {composite.shape[0]} composites came with {samples.shape[0]} latents. Give one for each.")
+        raise ValueError(
+            f"{NODE}: {composite.shape[0]} composites came with {samples.shape[0]} latents. Give one for each."
+        )
     size = [side * geometry.LATENT for side in samples.shape[-2:]]
-    inputs.same_view(size, composite, f"{NODE}: the latent", "Wire the LATENT that the composite was decoded from, or none.")
+    inputs.same_view(
+        size, composite, f"{NODE}: the latent", "Wire the LATENT that the composite was decoded from, or none."
+    )
     return samples.float().expand(composite.shape[0], -1, -1, -1)
 
 

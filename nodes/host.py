@@ -125,7 +125,9 @@ class _Network(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs):
         found, wanted = kwargs.get("cross_attn"), self.model_config.unet_config["context_dim"]
         if found is not None and found.shape[-1] != wanted:
-            raise ValueError(f"DiffHarmony's MODEL got CONDITIONING of width {found.shape[-1]}; it takes {wanted}. {self.ADVICE}")
+            raise ValueError(
+                f"DiffHarmony's MODEL got CONDITIONING of width {found.shape[-1]}; it takes {wanted}. {self.ADVICE}"
+            )
         if kwargs.get("concat_latent_image") is None:
             raise ValueError(f"DiffHarmony's MODEL got CONDITIONING without a composite and its mask. {self.ADVICE}")
         return super().extra_conds(**kwargs)
@@ -204,11 +206,15 @@ def load_refiner(part: Part, weight_dtype: str):
     load_device = mm.get_torch_device()
     parameters = comfy.utils.calculate_parameters(part.state)
     dtype = WEIGHT_DTYPES[weight_dtype] or mm.unet_dtype(load_device, parameters, [torch.bfloat16, torch.float32])
-    dtype = mm.unet_manual_cast(dtype, load_device) or dtype  # what the device computes in: this network does not cast as it goes
+    dtype = (
+        mm.unet_manual_cast(dtype, load_device) or dtype
+    )  # what the device computes in: this network does not cast as it goes
     # Copies: what is mapped from a file must not outlive the file.
     own = Part(part.config, {key: tensor.to(dtype, copy=True) for key, tensor in part.state.items()})
     module = checkpoint.build_refiner(own).requires_grad_(False)
-    return comfy.model_patcher.CoreModelPatcher(module, load_device=load_device, offload_device=mm.unet_offload_device())
+    return comfy.model_patcher.CoreModelPatcher(
+        module, load_device=load_device, offload_device=mm.unet_offload_device()
+    )
 
 
 def null_text_of(encoder: Part) -> torch.Tensor:
@@ -304,7 +310,9 @@ def warn_of_other_vae(model, vae) -> None:
     trained = model.get_attachment(VAE_ATTACHMENT)
     first = getattr(getattr(vae.first_stage_model, "encoder", None), "conv_in", None)
     if trained is not None and first is not None and first.out_channels != trained:
-        logger.warning("This MODEL was trained with a VAE of its own; with another one the colours go wrong. Wire LoadDiffHarmony's VAE.")
+        logger.warning(
+            "This MODEL was trained with a VAE of its own; with another one the colours go wrong. Wire LoadDiffHarmony's VAE."
+        )
 
 
 def check_text(null_text: list, node: str, model=None) -> None:

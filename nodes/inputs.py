@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 4
 OVERSHOOT = 0.5  # by which a scaling filter may leave [0, 1]; what goes beyond is no such picture
-FAINT = 1.5 / 255  # less than this in a mask is nothing: newer hosts read an opaque alpha of lossy files one level too low
+FAINT = (
+    1.5 / 255
+)  # less than this in a mask is nothing: newer hosts read an opaque alpha of lossy files one level too low
 NO_MASK = (64, 64)  # (height, width) of the empty mask that LoadImage makes up for a picture without transparency
 
 
@@ -107,7 +109,12 @@ def rendered(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> 
         raise ValueError(
             f"{node}: {value.shape[0]} harmonized images came with {composite.shape[0]} composites. Give one for each composite."
         )
-    same_view(value.shape[-2:], composite, f"{node}: the harmonized image", "Wire the composite that was harmonized, uncropped.")
+    same_view(
+        value.shape[-2:],
+        composite,
+        f"{node}: the harmonized image",
+        "Wire the composite that was harmonized, uncropped.",
+    )
     return value.to(composite.device)
 
 
@@ -134,7 +141,9 @@ def same_view(found: tuple[int, int], composite: torch.Tensor, what: str, advice
     least = max((side - slack) / full if side > geometry.SIDE else 0 for side, full in sides)
     near = least <= min((side + slack) / full for side, full in sides)
     if height != width and not near:
-        raise ValueError(f"{what} is {width}x{height}, but the composite is {size(composite)}: other proportions. {advice}")
+        raise ValueError(
+            f"{what} is {width}x{height}, but the composite is {size(composite)}: other proportions. {advice}"
+        )
 
 
 def to_host(picture: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,10 @@ class LoadDiffHarmony(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("MODEL", tooltip="For HarmonizeLatent or any sampler node; LoRA and other model nodes may stand between."),
+                io.Model.Output(
+                    "MODEL",
+                    tooltip="For HarmonizeLatent or any sampler node; LoRA and other model nodes may stand between.",
+                ),
                 io.Vae.Output("VAE"),
                 io.Conditioning.Output("null_text", tooltip="The empty prompt, which the model was trained with."),
                 DiffHarmonyRefiner.Output("refiner", tooltip="For RefineResidual."),

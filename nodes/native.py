@@ -59,7 +59,9 @@ def unet_config(config: dict) -> dict:
     layers = _each(config.get("layers_per_block", 2), levels)
     depths = _each(config.get("transformer_layers_per_block", 1), levels)
     down = [_ATTENTION.get(name) for name in config["down_block_types"]]
-    up = [_ATTENTION.get(name) for name in reversed(config["up_block_types"])]  # the host counts both from the top level
+    up = [
+        _ATTENTION.get(name) for name in reversed(config["up_block_types"])
+    ]  # the host counts both from the top level
     if None in down + up or len(down) != levels or len(up) != levels:
         raise ValueError(
             f"The UNet has blocks {config['down_block_types']}, {config['up_block_types']}; ComfyUI's network has "
@@ -67,7 +69,9 @@ def unet_config(config: dict) -> dict:
         )
     heads = set(_each(config.get("num_attention_heads") or config.get("attention_head_dim", 8), levels))
     if len(heads) != 1:
-        raise ValueError(f"The UNet has {sorted(heads)} attention heads; ComfyUI's network has the same number on all levels.")
+        raise ValueError(
+            f"The UNet has {sorted(heads)} attention heads; ComfyUI's network has the same number on all levels."
+        )
     return {
         "image_size": 32,
         "in_channels": config["in_channels"],
@@ -97,7 +101,9 @@ def vae_config(config: dict) -> dict:
     widths, multiples = _widths("VAE", config)
     layers = config.get("layers_per_block", 1)
     if len(widths) != 4 or layers not in (1, 2):
-        raise ValueError(f"The VAE has {len(widths)} levels of {layers} layers; ComfyUI's converter knows 4 levels of 1 or 2.")
+        raise ValueError(
+            f"The VAE has {len(widths)} levels of {layers} layers; ComfyUI's converter knows 4 levels of 1 or 2."
+        )
     settings = {
         "double_z": True,
         "z_channels": 4,
@@ -121,7 +127,9 @@ def groups(config: dict) -> int:
 def _check(name: str, config: dict, built_in: dict) -> None:
     for key, allowed in built_in.items():
         if key in config and config[key] not in allowed:
-            raise ValueError(f"The {name}'s config says {key} {config[key]!r}; ComfyUI's own network has only {allowed[0]!r}.")
+            raise ValueError(
+                f"The {name}'s config says {key} {config[key]!r}; ComfyUI's own network has only {allowed[0]!r}."
+            )
 
 
 def _widths(name: str, config: dict) -> tuple[list[int], list[int]]:

@@ -1,6 +1,5 @@
 """The other ending: the composite's own pixels, at their full size, in the harmonized colours."""
 
-import torch
 
 from comfy_api.latest import io
 
@@ -26,7 +25,10 @@ class TransferToFullResolution(io.ComfyNode):
             inputs=[
                 io.Image.Input("harmonized", tooltip="The harmonized picture at any size, the whole of it."),
                 io.Image.Input("composite", tooltip="The original composite at any size. The result has its size."),
-                io.Mask.Input("mask", tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                ),
                 io.Int.Input(
                     "radius",
                     default=engine.RADIUS,
@@ -42,7 +44,13 @@ class TransferToFullResolution(io.ComfyNode):
                     step=0.05,
                     tooltip="1: all of the composite's texture. 0: the harmonized picture itself, scaled up.",
                 ),
-                io.Int.Input("feather", default=0, min=0, max=512, tooltip="Pixels of the composite over which the foreground's edge fades in."),
+                io.Int.Input(
+                    "feather",
+                    default=0,
+                    min=0,
+                    max=512,
+                    tooltip="Pixels of the composite over which the foreground's edge fades in.",
+                ),
             ],
             outputs=[io.Image.Output("IMAGE")],
         )

@@ -22,7 +22,9 @@ def tiny():
 
 def rows(text: str) -> dict[str, list[str]]:
     """The tables' rows by their first cell."""
-    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    cells = [
+        [cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
     return {first: rest for first, *rest in cells}
 
 
@@ -48,10 +50,14 @@ def test_the_plain_loop_is_the_same_method(tiny, steps):
     composite, mask = torch.rand(1, 3, 64, 128), torch.zeros(1, 1, 64, 128)
     mask[..., 16:40, 24:96] = 1
     seeded = lambda seed=0: torch.Generator().manual_seed(seed)  # noqa: E731
-    plain = benchmark_loops.plain_loop(engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, seeded())
+    plain = benchmark_loops.plain_loop(
+        engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, seeded()
+    )
 
     def ours(seed: int) -> torch.Tensor:
-        return engine.decode(engine.harmonize_latents(composite, mask, resolution=90, steps=steps, generator=seeded(seed)))
+        return engine.decode(
+            engine.harmonize_latents(composite, mask, resolution=90, steps=steps, generator=seeded(seed))
+        )
 
     assert plain.shape == composite.shape
     assert benchmark._decibels(ours(0), plain) >= 50
@@ -60,13 +66,28 @@ def test_the_plain_loop_is_the_same_method(tiny, steps):
 
 def test_full_size_part(tmp_path, capsys):
     figures = tmp_path / "figures.json"
-    words = ["--only", "full", "--widths", *map(str, WIDTHS), "--resolution", "64", "--steps", "2", "--repeats", "1", "--device", "cpu"]
+    words = [
+        "--only",
+        "full",
+        "--widths",
+        *map(str, WIDTHS),
+        "--resolution",
+        "64",
+        "--steps",
+        "2",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert main(["benchmark", *words, "--dtype", "bfloat16", "--json", str(figures)]) == 0
     printed = capsys.readouterr().out
     table, found = rows(printed), json.loads(figures.read_text())["full"]
     for kind in ("float32", "bfloat16"):
         assert found[kind]["ratio_seconds"] > 0
-        assert found[kind]["ratio_seconds"] == pytest.approx(found[kind]["ours"]["seconds"] / found[kind]["plain"]["seconds"])
+        assert found[kind]["ratio_seconds"] == pytest.approx(
+            found[kind]["ours"]["seconds"] / found[kind]["plain"]["seconds"]
+        )
         for loop, name in (("ours", f"ours, {kind}"), ("plain", f"plain diffusers loop, {kind}")):
             assert found[kind][loop]["seconds"] > 0 and len(found[kind][loop]["runs_seconds"]) == 1
             assert float(table[name][0]) == pytest.approx(found[kind][loop]["seconds"], abs=0.06)
@@ -92,7 +113,9 @@ def test_demo_and_its_checkpoint(tiny, tmp_path, capsys):
     table, found = rows(capsys.readouterr().out), json.loads(figures.read_text())["demo"]
     assert table["bound, on two CPU cores"] == ["20.0", "1500"]
     usual = found["dtype"]
-    assert found[usual]["seconds"] > 0 and float(table[f"{usual}, the default"][0]) == pytest.approx(found[usual]["seconds"], abs=0.06)
+    assert found[usual]["seconds"] > 0 and float(table[f"{usual}, the default"][0]) == pytest.approx(
+        found[usual]["seconds"], abs=0.06
+    )
     assert sys.platform == "win32" or found[usual]["peak_mb"] > 100
     assert usual == "float32" or found["cost_db"] > 20
 
@@ -119,7 +142,9 @@ def test_memory_of_the_work_leaves_out_what_was_freed_before():
         "import torch; from diffharmony_models import benchmark_loops as b; cpu = torch.device('cpu')\n"
         "x = torch.ones(50_000_000); del x; before = b.peak_bytes(cpu); told = b.reset_peak(cpu); print(before, b.peak_bytes(cpu), 'during' in told)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=benchmark._environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=benchmark._environment(), capture_output=True, text=True, check=True
+    )
     before, after, anew = done.stdout.split()
     if anew == "False":
         pytest.skip("this system does not let a process reset its peak")
@@ -151,7 +176,9 @@ def test_bad_input_is_told_in_one_line(words, said, tmp_path, capsys, monkeypatc
 def test_a_command_that_fails_speaks_for_itself(tmp_path):
     missing = tmp_path / "missing.png"
     with pytest.raises(ValueError, match=r"harmonize.* failed: .*missing\.png"):
-        benchmark._launch([sys.executable, "-m", "diffharmony_models", "harmonize", missing, missing, tmp_path / "out.png"], tmp_path)
+        benchmark._launch(
+            [sys.executable, "-m", "diffharmony_models", "harmonize", missing, missing, tmp_path / "out.png"], tmp_path
+        )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -161,7 +188,14 @@ def test_a_process_that_is_killed_is_told(tmp_path):
 
 
 def test_weights_that_cannot_be_read_are_told(tmp_path):
-    task = {"loop": "ours", "path": str(tmp_path / "none.safetensors"), "dtype": "float32", "device": "cpu", "resolution": 64, "steps": 1}
+    task = {
+        "loop": "ours",
+        "path": str(tmp_path / "none.safetensors"),
+        "dtype": "float32",
+        "device": "cpu",
+        "resolution": 64,
+        "steps": 1,
+    }
     (tmp_path / "task.json").write_text(json.dumps({**task, "report": str(tmp_path / "work.json")}))
     benchmark_loops.main(str(tmp_path / "task.json"))
     assert "none.safetensors" in json.loads((tmp_path / "work.json").read_text())["error"]

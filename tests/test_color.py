@@ -12,7 +12,9 @@ def clouds():
     """Source and reference pixels (N, 3) with other means, spreads and axes, well inside [0, 1]."""
     rng = np.random.default_rng(0)
     source = 0.5 + rng.normal(size=(4000, 3)) @ np.array([[0.05, 0.04, 0.03], [0, 0.03, -0.01], [0, 0, 0.02]])
-    reference = np.array([0.6, 0.45, 0.3]) + rng.normal(size=(3000, 3)) @ np.array([[0.08, 0.05, 0.01], [0, 0.02, 0.02], [0, 0, 0.04]])
+    reference = np.array([0.6, 0.45, 0.3]) + rng.normal(size=(3000, 3)) @ np.array(
+        [[0.08, 0.05, 0.01], [0, 0.02, 0.02], [0, 0, 0.04]]
+    )
     return source.astype(np.float32), reference.astype(np.float32)
 
 
@@ -52,7 +54,10 @@ def test_covariance_is_the_references(clouds, match):
 
 
 def test_monge_kantorovitch_moves_colours_least(clouds):
-    moved = {f.__name__: ((f(*clouds) - clouds[0]) ** 2).sum() for f in (color.match_covariance, color.match_monge_kantorovitch)}
+    moved = {
+        f.__name__: ((f(*clouds) - clouds[0]) ** 2).sum()
+        for f in (color.match_covariance, color.match_monge_kantorovitch)
+    }
     assert moved["match_monge_kantorovitch"] <= moved["match_covariance"]
 
 

@@ -56,7 +56,9 @@ def weights(tiny, tmp_path_factory) -> Path:
     return path
 
 
-def make_pair(folder: Path, name: str = "a", mask_name: str | None = None, number: int = 0, extension: str = "png") -> tuple[Path, Path]:
+def make_pair(
+    folder: Path, name: str = "a", mask_name: str | None = None, number: int = 0, extension: str = "png"
+) -> tuple[Path, Path]:
     """A composite and its mask in folder/composites and folder/masks: noise over a gradient, a box in the middle."""
     composites, masks = folder / "composites", folder / "masks"
     composites.mkdir(parents=True, exist_ok=True)
@@ -122,9 +124,19 @@ def test_the_refiner_takes_part_in_the_papers_ending(tmp_path, pair, weights):
 
 def test_seed_steps_sampler_resolution_and_shape_count(tmp_path, pair, weights):
     made = {}
-    for options in ("", "--seed 0", "--seed 1", "--steps 2", "--sampler euler", "--resolution 192", "--resolution 192 --shape square"):
+    for options in (
+        "",
+        "--seed 0",
+        "--seed 1",
+        "--steps 2",
+        "--sampler euler",
+        "--resolution 192",
+        "--resolution 192 --shape square",
+    ):
         out = tmp_path / "out.png"
-        assert command("harmonize", *pair, out, "--checkpoint", weights, "--paper", "--no-refine", *options.split()) == 0
+        assert (
+            command("harmonize", *pair, out, "--checkpoint", weights, "--paper", "--no-refine", *options.split()) == 0
+        )
         made[options] = out.read_bytes()
     assert made[""] == made["--seed 0"]
     assert len(set(made.values())) == len(made) - 1
@@ -156,12 +168,25 @@ def test_alpha_and_profile_go_through(tmp_path, pair, weights, capsys):
 
 
 def test_comparison_sheet(tmp_path, pair, weights):
-    assert command("harmonize", *pair, tmp_path / "out.png", "--checkpoint", weights, "--compare", tmp_path / "sheets" / "sheet.png") == 0
+    assert (
+        command(
+            "harmonize",
+            *pair,
+            tmp_path / "out.png",
+            "--checkpoint",
+            weights,
+            "--compare",
+            tmp_path / "sheets" / "sheet.png",
+        )
+        == 0
+    )
     with Image.open(tmp_path / "sheets" / "sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 700
 
 
-@pytest.mark.parametrize("value, words", [(0, "brightest value is 0"), (1, "brightest value is 1"), (120, "brightest value is 120")])
+@pytest.mark.parametrize(
+    "value, words", [(0, "brightest value is 0"), (1, "brightest value is 1"), (120, "brightest value is 120")]
+)
 def test_empty_mask_gives_the_composite_back_with_a_note(tmp_path, pair, weights, capsys, value, words):
     Image.new("L", (WIDTH, HEIGHT), value).save(pair[1])
     out = tmp_path / "out.png"
@@ -182,7 +207,12 @@ def test_full_mask_and_mask_smaller_than_a_latent(tmp_path, pair, weights):
 def test_golden_weights_work_from_their_folder(tmp_path, pair, golden_dir):
     assert command("harmonize", *pair, tmp_path / "out.png", "--checkpoint", golden_dir, "--resolution", 64) == 0
     assert command("convert", golden_dir, tmp_path / "one.safetensors") == 0
-    assert command("harmonize", *pair, tmp_path / "again.png", "--checkpoint", tmp_path / "one.safetensors", "--resolution", 64) == 0
+    assert (
+        command(
+            "harmonize", *pair, tmp_path / "again.png", "--checkpoint", tmp_path / "one.safetensors", "--resolution", 64
+        )
+        == 0
+    )
     assert (tmp_path / "out.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
@@ -212,7 +242,12 @@ def test_folder_goes_on_says_what_failed_and_skips_what_is_done(folders, weights
     text = said(capsys)
     assert sorted(os.listdir(folders / "out")) == ["a.png", "b.c.jpg", "c100_7_1.png"]
     assert "3 harmonized, 0 were there already, 4 failed" in text
-    for name, why in (("cut.png", "damaged"), ("small.png", "50x36"), ("lonely.png", "no mask"), ("twice.png", "several masks")):
+    for name, why in (
+        ("cut.png", "damaged"),
+        ("small.png", "50x36"),
+        ("lonely.png", "no mask"),
+        ("twice.png", "several masks"),
+    ):
         assert [line for line in text.splitlines() if line.startswith(f"  {name}: ") and why in line], text
 
     (folders / "out" / "a.png").write_bytes(b"mine")
@@ -235,7 +270,10 @@ def test_each_picture_has_its_own_noise_the_same_alone_and_in_a_folder(tmp_path,
     assert sorted(os.listdir(tmp_path / "sheets")) == ["a.png", "b.png", "z.png"]
     together = {name: (tmp_path / "out" / f"{name}.png").read_bytes() for name in "abz"}
     assert len(set(together.values())) == 3
-    assert command("harmonize", composites / "z.png", masks / "z.png", tmp_path / "z.png", *common, tmp_path / "sheet.png") == 0
+    assert (
+        command("harmonize", composites / "z.png", masks / "z.png", tmp_path / "z.png", *common, tmp_path / "sheet.png")
+        == 0
+    )
     assert (tmp_path / "z.png").read_bytes() == together["z"]
 
 
@@ -250,7 +288,10 @@ def test_a_folder_that_is_done_needs_no_weights(tmp_path, weights, capsys):
 def test_names_that_would_meet_in_one_result(tmp_path, weights, capsys):
     make_pair(tmp_path, "a")
     make_pair(tmp_path, "a", extension="bmp")
-    assert command("harmonize", tmp_path / "composites", tmp_path / "masks", tmp_path / "out", "--checkpoint", weights) == 2
+    assert (
+        command("harmonize", tmp_path / "composites", tmp_path / "masks", tmp_path / "out", "--checkpoint", weights)
+        == 2
+    )
     assert "a.png: its result would have the name of that of a.bmp" in said(capsys)
 
 
@@ -264,7 +305,10 @@ def test_a_full_disk_stops_the_folder(tmp_path, weights, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert command("harmonize", tmp_path / "composites", tmp_path / "masks", tmp_path / "out", "--checkpoint", weights) == 2
+    assert (
+        command("harmonize", tmp_path / "composites", tmp_path / "masks", tmp_path / "out", "--checkpoint", weights)
+        == 2
+    )
     assert "error: no room on the disk to write" in said(capsys)
     assert len(tried) == 1 and os.listdir(tmp_path / "out") == []
 
@@ -286,7 +330,9 @@ def save_raw(path: Path, whole: checkpoint.Checkpoint) -> Path:
 
 
 def changed(part: checkpoint.Part, config: dict | None = None, **state) -> checkpoint.Part:
-    return checkpoint.Part(part.config | (config or {}), part.state | {key.replace("__", "."): value for key, value in state.items()})
+    return checkpoint.Part(
+        part.config | (config or {}), part.state | {key.replace("__", "."): value for key, value in state.items()}
+    )
 
 
 def write_pickle(path: Path, evil: Path) -> Path:
@@ -312,31 +358,51 @@ BAD_WEIGHTS = {
     "no such file": (lambda folder, tiny: folder / "gone.safetensors", "gone.safetensors"),
     "no such folder": (lambda folder, tiny: folder / "gone", "gone"),
     "empty folder": (lambda folder, tiny: (folder / "nothing").mkdir() or folder / "nothing", "nothing"),
-    "empty file": (lambda folder, tiny: (folder / "w.safetensors").write_bytes(b"") * 0 or folder / "w.safetensors", "damaged"),
-    "text": (lambda folder, tiny: (folder / "w.safetensors").write_text("hello") and folder / "w.safetensors", "damaged"),
+    "empty file": (
+        lambda folder, tiny: (folder / "w.safetensors").write_bytes(b"") * 0 or folder / "w.safetensors",
+        "damaged",
+    ),
+    "text": (
+        lambda folder, tiny: (folder / "w.safetensors").write_text("hello") and folder / "w.safetensors",
+        "damaged",
+    ),
     "cut short": (lambda folder, tiny: cut(save_raw(folder / "w.safetensors", tiny)), "damaged"),
     "a picture": (lambda folder, tiny: folder / "composites" / "a.png", "a.png"),
     "a pickle that runs code": (lambda folder, tiny: write_pickle(folder / "w.bin", folder / "evil"), "run code"),
     "no VAE": (lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, vae=None)), "VAE"),
     "no UNet": (lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, unet=None)), "UNet"),
-    "no null text": (lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, null_text=None)), "null text"),
+    "no null text": (
+        lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, null_text=None)),
+        "null text",
+    ),
     "no refiner": (lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, refiner=None)), "--no-refine"),
-    "4 channels": (lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, unet=four_channels(tiny))), "4 channels"),
+    "4 channels": (
+        lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, unet=four_channels(tiny))),
+        "4 channels",
+    ),
     "other widths": (
-        lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, vae=changed(tiny.vae, {"block_out_channels": [8, 8, 16, 16]}))),
+        lambda folder, tiny: save_raw(
+            folder / "w.safetensors", replace(tiny, vae=changed(tiny.vae, {"block_out_channels": [8, 8, 16, 16]}))
+        ),
         "block_out_channels",
     ),
     "other layers": (
-        lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, unet=changed(tiny.unet, {"layers_per_block": 2}))),
+        lambda folder, tiny: save_raw(
+            folder / "w.safetensors", replace(tiny, unet=changed(tiny.unet, {"layers_per_block": 2}))
+        ),
         "UNet",
     ),
     "NaN in the weights": (
         lambda folder, tiny: save_raw(
-            folder / "w.safetensors", replace(tiny, refiner=changed(tiny.refiner, conv_out__bias=torch.full((3,), float("nan"))))
+            folder / "w.safetensors",
+            replace(tiny, refiner=changed(tiny.refiner, conv_out__bias=torch.full((3,), float("nan")))),
         ),
         "NaN",
     ),
-    "NaN in the output": (lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, unet=overflowing(tiny))), "NaN"),
+    "NaN in the output": (
+        lambda folder, tiny: save_raw(folder / "w.safetensors", replace(tiny, unet=overflowing(tiny))),
+        "NaN",
+    ),
 }
 
 
@@ -366,25 +432,58 @@ BAD_INPUT = {
     "no composite": (in_place(lambda composite, mask: composite.unlink()), "there is no such file"),
     "no mask": (in_place(lambda composite, mask: mask.unlink()), "there is no such file"),
     "text as composite": (in_place(lambda composite, mask: composite.write_text("hello")), "not a picture"),
-    "cut composite": (in_place(lambda composite, mask: composite.write_bytes(composite.read_bytes()[:999])), "damaged or cut short"),
+    "cut composite": (
+        in_place(lambda composite, mask: composite.write_bytes(composite.read_bytes()[:999])),
+        "damaged or cut short",
+    ),
     "cut mask": (in_place(lambda composite, mask: mask.write_bytes(mask.read_bytes()[:80])), "damaged or cut short"),
     "sizes differ": (in_place(lambda composite, mask: Image.new("L", (50, 40), 255).save(mask)), "100x72 but its mask"),
     "sizes differ by EXIF": (in_place(lambda composite, mask: turn(composite)), "EXIF"),
-    "long and thin": (in_place(lambda composite, mask: [Image.new("L", (9000, 4), 255).save(path) for path in (composite, mask)]), "thin"),
-    "a folder and a mask": (lambda folder, composite, mask: [composite.parent, mask, folder / "out"], "folder of masks"),
-    "a composite and a folder": (lambda folder, composite, mask: [composite, mask.parent, folder / "out.png"], "is a folder"),
-    "folders and a file": (lambda folder, composite, mask: [composite.parent, mask.parent, folder / "out.png"], "must be a folder"),
-    "results among the inputs": (lambda folder, composite, mask: [composite.parent, mask.parent, composite.parent], "must differ"),
-    "masks among the composites": (lambda folder, composite, mask: [composite.parent, composite.parent, folder / "out"], "must differ"),
+    "long and thin": (
+        in_place(lambda composite, mask: [Image.new("L", (9000, 4), 255).save(path) for path in (composite, mask)]),
+        "thin",
+    ),
+    "a folder and a mask": (
+        lambda folder, composite, mask: [composite.parent, mask, folder / "out"],
+        "folder of masks",
+    ),
+    "a composite and a folder": (
+        lambda folder, composite, mask: [composite, mask.parent, folder / "out.png"],
+        "is a folder",
+    ),
+    "folders and a file": (
+        lambda folder, composite, mask: [composite.parent, mask.parent, folder / "out.png"],
+        "must be a folder",
+    ),
+    "results among the inputs": (
+        lambda folder, composite, mask: [composite.parent, mask.parent, composite.parent],
+        "must differ",
+    ),
+    "masks among the composites": (
+        lambda folder, composite, mask: [composite.parent, composite.parent, folder / "out"],
+        "must differ",
+    ),
     "an empty folder": (lambda folder, composite, mask: [empty(folder), mask.parent, folder / "out"], "no picture"),
     "out without extension": (lambda folder, composite, mask: [composite, mask, folder / "out"], ".png, .jpg or .webp"),
-    "out of unknown extension": (lambda folder, composite, mask: [composite, mask, folder / "out.xyz"], ".png, .jpg or .webp"),
+    "out of unknown extension": (
+        lambda folder, composite, mask: [composite, mask, folder / "out.xyz"],
+        ".png, .jpg or .webp",
+    ),
     "out is the composite": (lambda folder, composite, mask: [composite, mask, composite], "over an input"),
     "out is a folder": (lambda folder, composite, mask: [composite, mask, empty(folder, "out.png")], "is a folder"),
     "out in a file": (lambda folder, composite, mask: [composite, mask, composite / "out.png"], "is a file"),
-    "sheet of unknown extension": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--compare", "sheet"], ".png, .jpg or .webp"),
-    "sheet is the result": (lambda *paths: [*paths[1:], paths[0] / "o.png", "--compare", paths[0] / "o.png"], "different names"),
-    "too large for WebP": (lambda *paths: [*paths[1:], paths[0] / "out.webp", "--output-size", "20000x10"], "write a .png"),
+    "sheet of unknown extension": (
+        lambda *paths: [*paths[1:], paths[0] / "out.png", "--compare", "sheet"],
+        ".png, .jpg or .webp",
+    ),
+    "sheet is the result": (
+        lambda *paths: [*paths[1:], paths[0] / "o.png", "--compare", paths[0] / "o.png"],
+        "different names",
+    ),
+    "too large for WebP": (
+        lambda *paths: [*paths[1:], paths[0] / "out.webp", "--output-size", "20000x10"],
+        "write a .png",
+    ),
     "unknown device": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--device", "abacus"], "there is cpu"),
     "absent device": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--device", "cuda:77"], "there is cpu"),
     "unknown dtype": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--dtype", "int8"], "bfloat16"),
@@ -392,7 +491,10 @@ BAD_INPUT = {
     "half a step": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--steps", "2.5"], "whole number"),
     "low resolution": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--resolution", "32"], "at least 64"),
     "absurd resolution": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--resolution", "1000000"], "to 4096"),
-    "odd square": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--resolution", "100", "--shape", "square"], "multiple of 64"),
+    "odd square": (
+        lambda *paths: [*paths[1:], paths[0] / "out.png", "--resolution", "100", "--shape", "square"],
+        "multiple of 64",
+    ),
     "huge output": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--output-size", "60000x60000"], "megapixels"),
     "absurd output size": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--output-size", "0x5"], "WIDTHxHEIGHT"),
     "negative feather": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--feather", "-3"], "from 0"),
@@ -441,7 +543,9 @@ def test_convert_says_what_it_found(tmp_path, weights, capsys):
     assert command("convert", weights, tmp_path / "half.safetensors", "--dtype", "fp16") == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("resolution 64", "float16", "9 channels", "8/8/8/8", "MB"))
-    assert {tensor.dtype for key, tensor in load_file(tmp_path / "half.safetensors").items() if key != "null_text"} == {torch.float16}
+    assert {tensor.dtype for key, tensor in load_file(tmp_path / "half.safetensors").items() if key != "null_text"} == {
+        torch.float16
+    }
 
 
 @pytest.mark.parametrize(
@@ -490,7 +594,9 @@ def test_interruption_is_130(capsys, pair, tmp_path, weights, monkeypatch):
 def python(*argv, cwd: Path) -> subprocess.CompletedProcess:
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run([sys.executable, *map(str, argv)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(
+        [sys.executable, *map(str, argv)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
+    )
 
 
 def test_the_program_harmonizes_and_says_only_that(tmp_path, pair, weights):

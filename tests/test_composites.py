@@ -85,7 +85,9 @@ def test_layout_split_and_background(index, tmp_path):
         assert row["composite"] in (out / f"IHD_{row['split']}.txt").read_text().split()
         scenes[row["split"]].add((row["source"], row["group"]))
     assert not scenes["train"] & scenes["test"] and len(scenes["train"] | scenes["test"]) == 6 + 4
-    assert {row["subset"] for row in rows} == {"drawn", "bare-ones"} and {row["licence"] for row in rows if row["subset"] == "drawn"} == {"CC0"}
+    assert {row["subset"] for row in rows} == {"drawn", "bare-ones"} and {
+        row["licence"] for row in rows if row["subset"] == "drawn"
+    } == {"CC0"}
     real = _read(out / "drawn/real_images/photo-3.png")
     assert (real == _read(index.parent / "photo_3.png")).all()
 
@@ -141,8 +143,13 @@ def test_folders_limits_and_size(index, tmp_path):
     assert len(rows) == 6 and len(failures) == 1 and "covers 0.0%" in failures[0]
     assert Image.open(tmp_path / "out" / rows[0]["composite"]).size == (64, 48)
     assert rows[0]["composite"] == "own/composite_images/a-b_1_1.jpg"
-    rows, _ = _build(tmp_path / "few", "--index", index, "--unmasked", index.parent / "unmasked.jsonl", "--per-source-limit", 3)
-    assert {s: len({r["mask"] for r in rows if r["source"] == s}) for s in ("drawn", "bare_ones")} == {"drawn": 3, "bare_ones": 3}
+    rows, _ = _build(
+        tmp_path / "few", "--index", index, "--unmasked", index.parent / "unmasked.jsonl", "--per-source-limit", 3
+    )
+    assert {s: len({r["mask"] for r in rows if r["source"] == s}) for s in ("drawn", "bare_ones")} == {
+        "drawn": 3,
+        "bare_ones": 3,
+    }
 
 
 def test_bad_input(index, tmp_path, capsys):
@@ -150,7 +157,11 @@ def test_bad_input(index, tmp_path, capsys):
     (index.parent / "photo_0.png").write_bytes(b"no picture")
     Image.new("L", (20, 60), 255).save(index.parent / "photo_2_m.png")
     rows, failures = _build(out, "--index", index, "--per-mask", 1)
-    assert len(rows) == 10 and any("photo_0.png" in f for f in failures) and any("20x60" in f and "64x48" in f for f in failures)
+    assert (
+        len(rows) == 10
+        and any("photo_0.png" in f for f in failures)
+        and any("20x60" in f and "64x48" in f for f in failures)
+    )
     for arguments, words in (
         (["--index", str(index), "--seed", "1"], "was begun with"),
         (["--index", str(tmp_path / "none.jsonl")], "no index"),

@@ -8,11 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffharmony_models import checkpoint, evaluate, geometry, harmonize, images, iharmony, pipeline, report
+from diffharmony_models import checkpoint, evaluate, geometry, harmonize, iharmony, images, pipeline, report
 from diffharmony_models.harmony_vae import HarmonyVAE
 from diffharmony_models.refiner import Refiner
 
-SHARES = {"First/composite_images/a_1_1.png": 0.04, "First/composite_images/a_2_1.png": 0.25, "Second/composite_images/b_x_1_7.png": 0.0625}
+SHARES = {
+    "First/composite_images/a_1_1.png": 0.04,
+    "First/composite_images/a_2_1.png": 0.25,
+    "Second/composite_images/b_x_1_7.png": 0.0625,
+}
 
 
 def save(path, pixels):
@@ -31,7 +35,9 @@ def dataset(tmp_path):
         side = math.sqrt(share)
         mask = np.zeros((256, 320), np.uint8)
         mask[10 : 10 + round(256 * side), 20 : 20 + round(320 * side)] = 255
-        smooth = Image.fromarray(generator.integers(0, 250, (9, 9, 3), dtype=np.uint8)).resize((320, 256), Image.Resampling.BICUBIC)
+        smooth = Image.fromarray(generator.integers(0, 250, (9, 9, 3), dtype=np.uint8)).resize(
+            (320, 256), Image.Resampling.BICUBIC
+        )
         real = np.minimum(np.asarray(smooth), 250)
         composite = np.where(mask[..., None] > 0, real // 2, real + 3 * (subset == "First")).astype(np.uint8)
         save(root / entry, composite)
@@ -69,7 +75,9 @@ def untouched_outputs(dataset):
 def table(path, key=None):
     """The rows of a CSV file by two of their columns (the first two)."""
     with open(path, newline="", encoding="utf-8") as file:
-        return {tuple(row[name] for name in key) if key else tuple(row.values())[:2]: row for row in csv.DictReader(file)}
+        return {
+            tuple(row[name] for name in key) if key else tuple(row.values())[:2]: row for row in csv.DictReader(file)
+        }
 
 
 def test_pairs_of_a_list(dataset):
@@ -82,7 +90,15 @@ def test_pairs_of_a_list(dataset):
     assert iharmony.pairs(dataset, dataset / "jpeg.txt")[0].real == dataset / "HCOCO" / "real_images" / "c100.jpg"
 
 
-@pytest.mark.parametrize("line", ["c100_1_1.jpg", "HCOCO/real_images/c100_1_1.jpg", "HCOCO/composite_images/c100_1.jpg", "../composite_images/c_1_1.jpg"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "c100_1_1.jpg",
+        "HCOCO/real_images/c100_1_1.jpg",
+        "HCOCO/composite_images/c100_1.jpg",
+        "../composite_images/c_1_1.jpg",
+    ],
+)
 def test_a_line_of_another_naming_is_named(dataset, line):
     (dataset / "bad.txt").write_text(f"{next(iter(SHARES))}\n\n{line}\n")
     with pytest.raises(ValueError, match=r"bad\.txt, line 3"):
@@ -125,18 +141,28 @@ def test_tables_of_perfect_outputs(dataset, caplog):
     assert all(float(row["psnr"]) < 30 for (_, method), row in by_subset.items() if method == "composite")
     assert float(by_subset["all", "reinhard"]["fmse"]) != float(by_subset["all", "composite"]["fmse"])
     by_share = table(results / "by_share.csv")
-    assert [by_share[name, "outputs"]["images"] for name in ("0–5 %", "5–15 %", "15–100 %", "all")] == ["1", "1", "1", "3"]
+    assert [by_share[name, "outputs"]["images"] for name in ("0–5 %", "5–15 %", "15–100 %", "all")] == [
+        "1",
+        "1",
+        "1",
+        "3",
+    ]
 
     scores = table(results / "images.csv", ("composite", "method"))
     assert set(entry for entry, _ in scores) == set(SHARES) and len(scores) == 9
     for (entry, _), row in scores.items():
         assert float(row["share"]) == pytest.approx(SHARES[entry], rel=0.05)
     mean = sum(float(scores[entry, "composite"]["psnr"]) for entry in SHARES) / 3
-    assert float(by_subset["all", "composite"]["psnr"]) == pytest.approx(mean, abs=1e-4)  # of the pictures, not of the subsets
+    assert float(by_subset["all", "composite"]["psnr"]) == pytest.approx(
+        mean, abs=1e-4
+    )  # of the pictures, not of the subsets
 
     markdown = (results / "by_share.md").read_text(encoding="utf-8")
     line = by_share["15–100 %", "composite"]
-    assert f"| 15–100 % | composite | 1 | 0 | {float(line['psnr']):.2f} | {float(line['mse']):.2f} | {float(line['fmse']):.2f} |" in markdown
+    assert (
+        f"| 15–100 % | composite | 1 | 0 | {float(line['psnr']):.2f} | {float(line['mse']):.2f} | {float(line['fmse']):.2f} |"
+        in markdown
+    )
     assert images.read_image(results / "worst.png").size[0] > 3 * 256 / 1.25
     assert (results / "missing.csv").read_text().count("\n") == 1
 
@@ -173,7 +199,9 @@ def test_the_foreground_is_put_on_the_real_background(dataset):
     folder = untouched_outputs(dataset)
     _, results = evaluated(dataset, "--outputs", folder)
     pasted = table(results / "by_subset.csv")["First", "outputs"]
-    assert {k: pasted[k] for k in report.MEASURES} == {k: table(results / "by_subset.csv")["First", "composite"][k] for k in report.MEASURES}
+    assert {k: pasted[k] for k in report.MEASURES} == {
+        k: table(results / "by_subset.csv")["First", "composite"][k] for k in report.MEASURES
+    }
     _, results = evaluated(dataset, "--outputs", folder, "--own-background")
     own = table(results / "by_subset.csv")["First", "outputs"]
     shares = [SHARES[entry] for entry in SHARES if entry.startswith("First")]
@@ -270,7 +298,9 @@ def test_a_checkpoint_scores_as_the_pictures_that_it_makes(dataset, weights):
     rows = table(results / "images.csv", ("composite", "method"))
     engine = pipeline.DiffHarmony.from_checkpoint(checkpoint.read(path), dtype=torch.float32)
     for triple, entry in zip(iharmony.pairs(dataset, "IHD_test.txt")[:2], SHARES):
-        composite, real = (evaluate.prepared(images.read_image(file).pixels) for file in (triple.composite, triple.real))
+        composite, real = (
+            evaluate.prepared(images.read_image(file).pixels) for file in (triple.composite, triple.real)
+        )
         mask = geometry.binarize(geometry.resize(images.read_mask(triple.mask), (256, 256)))
         pair = evaluate.Pair(entry, triple, composite, mask, real)
         for ending in ("transfer", "paper"):
@@ -280,7 +310,9 @@ def test_a_checkpoint_scores_as_the_pictures_that_it_makes(dataset, weights):
             for measure in report.MEASURES:
                 assert float(rows[entry, ending][measure]) == pytest.approx(getattr(alone, measure), rel=1e-3)
         assert rows[entry, "transfer"]["psnr"] != rows[entry, "paper"]["psnr"]
-    assert "checkpoint tiny, resolution 64, 2 steps of euler_ancestral, seed 7" in (results / "by_subset.md").read_text(encoding="utf-8")
+    assert "checkpoint tiny, resolution 64, 2 steps of euler_ancestral, seed 7" in (results / "by_subset.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(("harmony_vae", "runs"), [(False, 1), (True, 2)])
@@ -302,7 +334,9 @@ def test_both_endings_share_one_diffusion(dataset, parts, weights, harmony_vae, 
 def test_native_size_harmonizes_the_file_itself(dataset, weights):
     _, results = evaluated(dataset, "--checkpoint", weights(), "--ending", "paper", "--steps", 1, "--batch-size", 2)
     at_256 = table(results / "by_subset.csv")["all", "paper"]
-    code, results = evaluated(dataset, "--checkpoint", weights(), "--ending", "paper", "--steps", 1, "--batch-size", 2, "--native-size")
+    code, results = evaluated(
+        dataset, "--checkpoint", weights(), "--ending", "paper", "--steps", 1, "--batch-size", 2, "--native-size"
+    )
     assert code == 0
     native = table(results / "by_subset.csv")["all", "paper"]
     assert native["images"] == "3" and native["psnr"] != at_256["psnr"]
@@ -313,7 +347,9 @@ def test_a_checkpoint_that_cannot_harmonize_is_told_at_once(dataset, parts, weig
         evaluated(dataset, "--checkpoint", weights(refiner=None), "--ending", "paper")
     state = {name: torch.full_like(tensor, math.nan) for name, tensor in parts["unet"].state.items()}
     with pytest.raises(ValueError, match="NaN"):
-        evaluated(dataset, "--checkpoint", weights(unet=checkpoint.Part(parts["unet"].config, state)), "--ending", "paper")
+        evaluated(
+            dataset, "--checkpoint", weights(unet=checkpoint.Part(parts["unet"].config, state)), "--ending", "paper"
+        )
     assert not (dataset.parent / "results" / "by_subset.csv").exists()
 
 

@@ -10,10 +10,17 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "web" / "docs"
-WORDS = {locale: json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8")) for locale in ("en", "zh")}
+WORDS = {
+    locale: json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8"))
+    for locale in ("en", "zh")
+}
 NODES = sorted(WORDS["en"])
 # ComfyUI's page asks for <node>/<locale>.md, then for <node>.md.
-PAGES = [(node, locale, DOCS / (f"{node}.md" if locale == "en" else f"{node}/{locale}.md")) for node in NODES for locale in WORDS]
+PAGES = [
+    (node, locale, DOCS / (f"{node}.md" if locale == "en" else f"{node}/{locale}.md"))
+    for node in NODES
+    for locale in WORDS
+]
 TROUBLE = {"en": "## When something goes wrong\n", "zh": "## 出现问题时\n"}
 LARGEST_PICTURE = 100_000  # bytes
 
@@ -85,5 +92,7 @@ def test_the_translation_has_every_text_and_no_other():
 @pytest.mark.parametrize("node", NODES)
 def test_the_translation_is_chinese(node):
     words = WORDS["zh"][node]
-    tooltips = [slot["tooltip"] for slot in (*words["inputs"].values(), *words.get("outputs", {}).values()) if "tooltip" in slot]
+    tooltips = [
+        slot["tooltip"] for slot in (*words["inputs"].values(), *words.get("outputs", {}).values()) if "tooltip" in slot
+    ]
     assert all(re.search("[\u4e00-\u9fff]", text) for text in (words["display_name"], words["description"], *tooltips))

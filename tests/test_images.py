@@ -31,7 +31,11 @@ def test_lossless_formats_give_every_pixel_back(tmp_path, colours, extension):
     source, target = tmp_path / "in.png", tmp_path / f"out.{extension}"
     Image.fromarray(colours).save(source, icc_profile=profile())
     picture = images.read_image(source)
-    assert picture.pixels.shape == (1, 3, HEIGHT, WIDTH) and picture.pixels.dtype == torch.float32 and picture.size == (HEIGHT, WIDTH)
+    assert (
+        picture.pixels.shape == (1, 3, HEIGHT, WIDTH)
+        and picture.pixels.dtype == torch.float32
+        and picture.size == (HEIGHT, WIDTH)
+    )
     images.write_image(target, picture.pixels, picture.icc_profile)
     with Image.open(target) as written:
         assert np.array_equal(np.asarray(written.convert("RGB")), colours)
@@ -143,7 +147,9 @@ def _half(high, low):
         Image.fromarray(_half(255, 0)).convert("1"),
         Image.fromarray(_half(255, 0)).convert("RGB"),
         Image.fromarray(np.dstack([_half(255, 0), _half(0, 0), _half(0, 0)])),  # red on black
-        Image.fromarray(np.dstack([_half(0, 255)] * 3 + [_half(255, 0)])),  # alpha says the opposite of the colours, and counts
+        Image.fromarray(
+            np.dstack([_half(0, 255)] * 3 + [_half(255, 0)])
+        ),  # alpha says the opposite of the colours, and counts
         Image.fromarray(np.dstack([_half(255, 0)] * 3 + [_half(255, 255)])),  # opaque all over: the colours count
         Image.fromarray(np.dstack([_half(90, 90), _half(255, 0)])),  # LA
     ],
@@ -171,7 +177,9 @@ def _png_of(width, height):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
 
 
 def _encoded(colours, kind):
@@ -231,7 +239,9 @@ def test_sizes_that_a_format_cannot_hold_are_refused_before_the_work(tmp_path):
         images.check_output(tmp_path / "a.webp", (20000, 20))
 
 
-@pytest.mark.parametrize("bad", [torch.full((1, 3, 8, 8), float("nan")), torch.zeros(2, 3, 8, 8), torch.zeros(1, 4, 8, 8)])
+@pytest.mark.parametrize(
+    "bad", [torch.full((1, 3, 8, 8), float("nan")), torch.zeros(2, 3, 8, 8), torch.zeros(1, 4, 8, 8)]
+)
 def test_what_is_no_picture_is_not_written(tmp_path, bad):
     with pytest.raises(ValueError):
         images.write_image(tmp_path / "out.png", bad)

@@ -51,7 +51,14 @@ def test_equal_pictures():
 def test_ssim_is_that_of_scikit_image():
     image, real, mask = random_pair(batch=1)
     value, similarity = structural_similarity(
-        as_hwc(image), as_hwc(real), channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+        as_hwc(image),
+        as_hwc(real),
+        channel_axis=-1,
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
     )
     assert 0.5 < value < 0.99
     # scikit-image sums in float32 for float32 pictures
@@ -65,8 +72,14 @@ def test_fssim_has_a_value_for_a_foreground_at_the_edge():
     mask = torch.zeros(1, 1, 40, 56)
     mask[:, :, 0, 0] = 1
     similarity = structural_similarity(
-        as_hwc(image).astype(np.float64), as_hwc(real).astype(np.float64), channel_axis=-1, data_range=255,
-        gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True,
+        as_hwc(image).astype(np.float64),
+        as_hwc(real).astype(np.float64),
+        channel_axis=-1,
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
     )[1]
     assert metrics.fssim(image, real, mask).item() == pytest.approx(similarity[0, 0].mean(), abs=1e-5)
 

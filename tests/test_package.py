@@ -39,7 +39,12 @@ def python(code: str) -> str:
 def commands() -> list[str]:
     """Every line of the README's code blocks, `\\` at a line's end undone."""
     blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        line
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
 
 
 def arguments(line: str) -> list[str] | None:
@@ -95,7 +100,9 @@ def test_the_method_never_imports_the_host():
 def test_every_import_is_declared():
     names = {"PIL": "pillow", "skimage": "scikit-image"}
     extras = PROJECT["optional-dependencies"]
-    declared = {re.split(r"[\[<>=!~ ;]", line)[0] for line in (*PROJECT["dependencies"], *extras["cli"], *extras["train"])}
+    declared = {
+        re.split(r"[\[<>=!~ ;]", line)[0] for line in (*PROJECT["dependencies"], *extras["cli"], *extras["train"])
+    }
     known = {names.get(name, name) for path in PACKAGE.rglob("*.py") for name in imported(path)}
     assert known - set(sys.stdlib_module_names) - {"diffharmony_models"} <= declared
 
@@ -105,7 +112,11 @@ def test_versions_agree():
 
 
 def test_requirements_are_the_dependencies_and_pin_nothing():
-    lines = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     assert sorted(lines) == sorted(PROJECT["dependencies"])
     assert not [line for line in lines if re.match(r"torch|diffusers|transformers|accelerate", line) or "==" in line]
 

@@ -112,7 +112,9 @@ def test_golden_harmony_vae_from_one_generator(published, golden_dir):
     # The Harmony-VAE takes the VAE's place altogether: it encodes too, and draws its condition's posterior last.
     engine, golden = published
     generator = torch.Generator().manual_seed(json.loads((golden_dir / "golden.json").read_text())["seed"])
-    result = engine(*golden_pair(golden), resolution=64, generator=generator, harmony_vae=True, ending="paper", refine=False)
+    result = engine(
+        *golden_pair(golden), resolution=64, generator=generator, harmony_vae=True, ending="paper", refine=False
+    )
     torch.testing.assert_close(result.harmonized, golden["decoded_harmony_vae"], **FLOAT32)
 
 
@@ -249,7 +251,7 @@ def test_the_background_is_bit_for_bit_the_composites(engine, ending, batch_of_m
     assert not torch.equal(result.refined, composite)
     assert result.refined.shape == composite.shape and result.harmonized.shape == (2, 3, 64, 64)
     assert result.refined.dtype == torch.float32 and not result.refined.is_inference()
-    assert 0 <= result.refined.min() and result.refined.max() <= 1
+    assert result.refined.min() >= 0 and result.refined.max() <= 1
     assert torch.equal(composite, before[0]) and torch.equal(mask, before[1])
 
 
@@ -280,7 +282,9 @@ def test_output_size(engine, ending, size):
 
 def test_refining_makes_a_difference_and_can_be_left_out(engine):
     composite, mask = pair()
-    refined, plain = (engine(composite, mask, ending="paper", refine=refine, harmony_vae=True) for refine in (True, False))
+    refined, plain = (
+        engine(composite, mask, ending="paper", refine=refine, harmony_vae=True) for refine in (True, False)
+    )
     assert torch.equal(refined.harmonized, plain.harmonized)
     assert not torch.equal(refined.refined, plain.refined)
     expected = geometry.paste(geometry.resize(plain.harmonized, (60, 52)), composite, mask)
@@ -380,7 +384,9 @@ def test_another_unet_is_refused():
         tiny(prediction_type="sample")
 
 
-@pytest.mark.parametrize("part, tensor", [("unet", "conv_out.bias"), ("vae", "decoder.conv_out.bias"), ("refiner", "conv_out.bias")])
+@pytest.mark.parametrize(
+    "part, tensor", [("unet", "conv_out.bias"), ("vae", "decoder.conv_out.bias"), ("refiner", "conv_out.bias")]
+)
 def test_nan_is_told_in_words(part, tensor):
     engine = tiny()
     getattr(engine, part).get_parameter(tensor).fill_(float("nan"))

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 from PIL import Image
+from test_package import PROJECT, ROOT, tomllib
 
 import diffharmony_models
-from test_package import PROJECT, ROOT, tomllib
 
 COMFY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["comfy"]
 RAW = "https://raw.githubusercontent.com/"
@@ -19,7 +19,7 @@ KEPT_BACK = ("tests/", ".ci/", ".github/", ".gitignore", ".comfyignore")
 
 
 def below(files: set[str], place: str) -> set[str]:
-    return {file for file in files if file == place or place.endswith("/") and file.startswith(place)}
+    return {file for file in files if file == place or (place.endswith("/") and file.startswith(place))}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def test_the_fields_are_complete():
     assert {"Repository", "Documentation", "Bug Tracker"} <= set(PROJECT["urls"])
     assert all(url.startswith(PROJECT["urls"]["Repository"]) for url in PROJECT["urls"].values())
     assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"])
-    assert PROJECT["description"] and PROJECT["license"] == {"text": "Apache-2.0"} and (ROOT / PROJECT["readme"]).is_file()
+    assert (
+        PROJECT["description"] and PROJECT["license"] == {"text": "Apache-2.0"} and (ROOT / PROJECT["readme"]).is_file()
+    )
     assert "Operating System :: OS Independent" in PROJECT["classifiers"]
     assert COMFY["DisplayName"] and re.fullmatch(r">=\d+\.\d+\.\d+", COMFY["requires-comfyui"])
 

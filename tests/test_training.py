@@ -12,7 +12,22 @@ from diffharmony_models import checkpoint, sampling
 from diffharmony_models.__main__ import main
 from diffharmony_models.training import autoencoder, cache, data, harmonizer, loop
 
-SMALL = ["--batch-size", "2", "--workers", "0", "--log-every", "1", "--sample-every", "2", "--checkpoint-every", "2", "--learning-rate", "1e-3", "--warmup", "1"]
+SMALL = [
+    "--batch-size",
+    "2",
+    "--workers",
+    "0",
+    "--log-every",
+    "1",
+    "--sample-every",
+    "2",
+    "--checkpoint-every",
+    "2",
+    "--learning-rate",
+    "1e-3",
+    "--warmup",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +39,9 @@ def dataset(tmp_path_factory):
         (root / "Small" / folder).mkdir(parents=True)
     names = []
     for index in range(6):
-        real = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((96, 72), Image.Resampling.BICUBIC))
+        real = np.asarray(
+            Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
+        )
         mask = np.zeros((72, 96), np.uint8)
         mask[20:50, 20:70] = 255
         composite = np.where(mask[..., None] > 0, real // 2, real)
@@ -39,7 +56,23 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def vae(dataset, tmp_path_factory):
     output = tmp_path_factory.mktemp("vae")
-    assert train("train-autoencoder", dataset / "Small/real_images", "--test-share", "0", "--size", "32", "--widths", "32", "32", "32", "32", output=output) == 0
+    assert (
+        train(
+            "train-autoencoder",
+            dataset / "Small/real_images",
+            "--test-share",
+            "0",
+            "--size",
+            "32",
+            "--widths",
+            "32",
+            "32",
+            "32",
+            "32",
+            output=output,
+        )
+        == 0
+    )
     return output / "vae.safetensors"
 
 
@@ -55,8 +88,26 @@ def train(command, *arguments, output, steps=4):
 
 
 def train_stage1(dataset, vae, output, *more, steps=4):
-    return train("train-harmonizer", dataset, "--vae", vae, "--size", "64", "--widths", "32", "32", "32", "32", "--prediction-type", "v_prediction",
-                 "--sampler-share", "0.5", *more, output=output, steps=steps)
+    return train(
+        "train-harmonizer",
+        dataset,
+        "--vae",
+        vae,
+        "--size",
+        "64",
+        "--widths",
+        "32",
+        "32",
+        "32",
+        "32",
+        "--prediction-type",
+        "v_prediction",
+        "--sampler-share",
+        "0.5",
+        *more,
+        output=output,
+        steps=steps,
+    )
 
 
 def losses(output) -> dict[int, float]:
@@ -68,7 +119,11 @@ def losses(output) -> dict[int, float]:
     return found
 
 
-@pytest.mark.parametrize("caching", [("--recolor", "--start-as-copy"), ("--cache-latents", "1", "--root")], ids=["encoding anew", "cached latents"])
+@pytest.mark.parametrize(
+    "caching",
+    [("--recolor", "--start-as-copy"), ("--cache-latents", "1", "--root")],
+    ids=["encoding anew", "cached latents"],
+)
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(dataset, vae, tmp_path, caching):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_stage1(dataset, vae, whole, *caching) == 0
@@ -93,13 +148,21 @@ def test_stage_one_file_is_whole_and_leaves_the_vae_alone(vae, stage1):
 
 
 def test_only_so_many_checkpoints_are_kept(dataset, vae, tmp_path):
-    assert train_stage1(dataset, vae, tmp_path / "run", "--checkpoint-every", "1", "--keep-checkpoints", "2", "--sample-every", "0") == 0
+    assert (
+        train_stage1(
+            dataset, vae, tmp_path / "run", "--checkpoint-every", "1", "--keep-checkpoints", "2", "--sample-every", "0"
+        )
+        == 0
+    )
     assert [path.name for path in loop.checkpoints(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_refiner_trains_on_stage_one_and_joins_its_file(dataset, stage1, tmp_path):
     arguments = (dataset, "--from", stage1, "--size", "64", "--widths", "32", "32", "32", "32", "--layers", "1")
-    assert train("train-refiner", *arguments, "--cache-outputs", "1", "--crop", "32", output=tmp_path / "cached", steps=2) == 0
+    assert (
+        train("train-refiner", *arguments, "--cache-outputs", "1", "--crop", "32", output=tmp_path / "cached", steps=2)
+        == 0
+    )
     assert train("train-refiner", *arguments, "--in-channels", "4", output=tmp_path / "anew", steps=2) == 0
     before = checkpoint.read(stage1)
     for folder, channels in (("cached", 7), ("anew", 4)):
@@ -109,10 +172,18 @@ def test_refiner_trains_on_stage_one_and_joins_its_file(dataset, stage1, tmp_pat
 
 
 def test_harmony_vae_starts_from_the_vae_and_keeps_its_encoder(dataset, vae, tmp_path):
-    assert train("train-autoencoder", "--harmony", dataset, "--from", vae, "--size", "32", output=tmp_path, steps=2) == 0
+    assert (
+        train("train-autoencoder", "--harmony", dataset, "--from", vae, "--size", "32", output=tmp_path, steps=2) == 0
+    )
     found, before = checkpoint.read(tmp_path / "harmony_vae.safetensors"), checkpoint.read(vae).vae.state
-    assert all(torch.equal(found.harmony_vae.state[name], before[name]) for name in before if name.startswith(("encoder.", "quant_conv.")))
-    assert any(not torch.equal(found.harmony_vae.state[name], before[name]) for name in before if name.startswith("decoder."))
+    assert all(
+        torch.equal(found.harmony_vae.state[name], before[name])
+        for name in before
+        if name.startswith(("encoder.", "quant_conv."))
+    )
+    assert any(
+        not torch.equal(found.harmony_vae.state[name], before[name]) for name in before if name.startswith("decoder.")
+    )
 
 
 def test_the_average_leaves_the_live_weights_alone():
@@ -130,14 +201,22 @@ def test_the_average_leaves_the_live_weights_alone():
 def test_a_new_autoencoder_knows_colours():
     from diffusers.models import AutoencoderKL
 
-    vae = AutoencoderKL(block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4, norm_num_groups=8,
-                        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     autoencoder.block_means(vae)
     colors = torch.rand(8, 3, 1, 1).expand(-1, -1, 32, 32) * 2 - 1
     with torch.no_grad():
         decoded = vae.decode(vae.encode(colors).latent_dist.mode()).sample
     error = (decoded - colors).mean(dim=(2, 3))
-    assert error.abs().max() < 0.45 and error.abs().mean() < 0.2  # pure colours, the hardest; random weights are at 0.5 and more
+    assert (
+        error.abs().max() < 0.45 and error.abs().mean() < 0.2
+    )  # pure colours, the hardest; random weights are at 0.5 and more
     assert torch.corrcoef(torch.stack([decoded.mean(dim=(2, 3)).flatten(), colors[:, :, 0, 0].flatten()]))[0, 1] > 0.95
 
 
@@ -181,12 +260,20 @@ def test_a_perfect_network_has_no_loss(prediction, share):
             # x0 is known by the composite's latent, in which the batch is looked up.
             which = [next(i for i in range(6) if torch.equal(batch["composite"][i], row)) for row in x[:, 5:]]
             x0 = real[which]
-            sample = (noisy - x0) / sigma if prediction == "epsilon" else (noisy / (sigma**2 + 1) - x0) * (sigma**2 + 1).sqrt() / sigma
+            sample = (
+                (noisy - x0) / sigma
+                if prediction == "epsilon"
+                else (noisy / (sigma**2 + 1) - x0) * (sigma**2 + 1).sqrt() / sigma
+            )
             return type("Output", (), {"sample": sample})
 
     loss, _ = objective(Perfect(), batch, torch.Generator().manual_seed(0))
     assert loss.item() < 1e-6
-    worse, _ = objective(lambda *a, **k: type("Output", (), {"sample": Perfect()(*a, **k).sample + 1}), batch, torch.Generator().manual_seed(0))
+    worse, _ = objective(
+        lambda *a, **k: type("Output", (), {"sample": Perfect()(*a, **k).sample + 1}),
+        batch,
+        torch.Generator().manual_seed(0),
+    )
     assert worse.item() == pytest.approx(1.0, rel=1e-3)
 
 
@@ -194,14 +281,23 @@ def test_a_started_copy_answers_the_composite():
     from diffusers.models import UNet2DConditionModel
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(in_channels=9, out_channels=4, block_out_channels=(32, 32, 32, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=8,
-                                cross_attention_dim=64)
+    unet = UNet2DConditionModel(
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=8,
+        cross_attention_dim=64,
+    )
     composite, noise = torch.randn(4, 4, 16, 16) * 0.8, torch.randn(4, 4, 16, 16)
     x = torch.cat([noise, torch.ones(4, 1, 16, 16), composite], dim=1)
 
     def error():
         with torch.no_grad():
-            return (unet(x, torch.full((4,), 999.0), encoder_hidden_states=torch.randn(4, 8, 64)).sample + composite).square().mean() / composite.square().mean()
+            return (
+                unet(x, torch.full((4,), 999.0), encoder_hidden_states=torch.randn(4, 8, 64)).sample + composite
+            ).square().mean() / composite.square().mean()
 
     assert error() > 0.5
     harmonizer.start_as_copy(unet)
@@ -244,9 +340,16 @@ def test_recolored_pairs_differ_in_the_foreground_alone_and_each_time(dataset):
 def test_foreground_loss_does_not_look_at_the_background():
     batch = {"real": torch.randn(2, 4, 8, 8), "composite": torch.randn(2, 4, 8, 8), "mask": torch.zeros(2, 1, 8, 8)}
     batch["mask"][:, :, :4] = 1
-    network = lambda x, *_, **__: type("Output", (), {"sample": torch.where(batch["mask"] > 0, 0.0, 1e3).expand(-1, 4, -1, -1)})  # noqa: E731
+    network = lambda x, *_, **__: type(
+        "Output", (), {"sample": torch.where(batch["mask"] > 0, 0.0, 1e3).expand(-1, 4, -1, -1)}
+    )
     quiet = lambda x, *_, **__: type("Output", (), {"sample": torch.zeros(2, 4, 8, 8)})  # noqa: E731
-    values = [harmonizer.Objective("epsilon", "foreground", 0.0, torch.zeros(1, 3))(net, batch, torch.Generator().manual_seed(0))[0] for net in (network, quiet)]
+    values = [
+        harmonizer.Objective("epsilon", "foreground", 0.0, torch.zeros(1, 3))(
+            net, batch, torch.Generator().manual_seed(0)
+        )[0]
+        for net in (network, quiet)
+    ]
     assert values[0].item() == pytest.approx(values[1].item())
 
 
@@ -287,16 +390,19 @@ def test_cache_is_made_anew_for_other_data(dataset, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["train-harmonizer", "{dataset}", "--size", "64"], "No VAE"),
-    (["train-harmonizer", "{dataset}", "--size", "60", "--vae", "{vae}"], "multiple of 64"),
-    (["train-harmonizer", "{dataset}", "--size", "64", "--from", "{vae}"], "no 9-channel UNet"),
-    (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--list", "none.txt"], "none.txt"),
-    (["train-autoencoder"], "No photos"),
-    (["train-autoencoder", "{dataset}", "--groups", "32"], "--groups 32"),
-    (["train-autoencoder", "--harmony", "{dataset}"], "--from"),
-    (["train-refiner", "{dataset}", "--from", "{vae}", "--crop", "30"], "--crop"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train-harmonizer", "{dataset}", "--size", "64"], "No VAE"),
+        (["train-harmonizer", "{dataset}", "--size", "60", "--vae", "{vae}"], "multiple of 64"),
+        (["train-harmonizer", "{dataset}", "--size", "64", "--from", "{vae}"], "no 9-channel UNet"),
+        (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--list", "none.txt"], "none.txt"),
+        (["train-autoencoder"], "No photos"),
+        (["train-autoencoder", "{dataset}", "--groups", "32"], "--groups 32"),
+        (["train-autoencoder", "--harmony", "{dataset}"], "--from"),
+        (["train-refiner", "{dataset}", "--from", "{vae}", "--crop", "30"], "--crop"),
+    ],
+)
 def test_bad_input_is_one_line(dataset, vae, tmp_path, capsys, arguments, words):
     arguments = [argument.format(dataset=dataset, vae=vae) for argument in arguments]
     assert main([*arguments, "--output", str(tmp_path / "run")]) == 2

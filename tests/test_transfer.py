@@ -174,7 +174,7 @@ def test_soft_mattes_blend():
     ramp = torch.linspace(0, 1, 160).expand(1, 1, 160, 160)
     change = (transfer(small, composite, ramp) - composite).abs().mean((0, 1, 2))
     whole = (full - composite).abs().mean((0, 1, 2))
-    assert float(((change - ramp[0, 0, 0] * whole)).abs().max()) < 0.02
+    assert float((change - ramp[0, 0, 0] * whole).abs().max()) < 0.02
 
 
 @pytest.mark.parametrize("pixels, least", [(1, 0.0), (2, 0.03), (8, 0.07)])

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from .. import checkpoint
-from . import data, loop, sheets
 from ..errors import InputError
+from . import data, loop, sheets
 
 logger = logging.getLogger(__name__)
 
@@ -18,19 +18,60 @@ SCALING_FACTOR = 0.18215
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photos", type=Path, nargs="*", help="folders of photos or index files (.jsonl); not with --harmony")
-    parser.add_argument("--harmony", type=Path, metavar="DATASET", help="train the Harmony-VAE of --from on this iHarmony4-shaped data set")
-    parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="with --harmony: the list in DATASET (default %(default)s)")
-    parser.add_argument("--split-seed", type=int, default=0, help="the --seed given to make-composites: its test photos are left out (default %(default)s)")
-    parser.add_argument("--test-share", type=float, default=0.08, help="the --test-share given to make-composites (default %(default)s)")
-    parser.add_argument("--from", dest="start", type=Path, help="checkpoint whose VAE is trained on (default: a new one)")
-    parser.add_argument("--widths", type=int, nargs=4, default=(32, 32, 64, 128), help="of a new VAE, multiples of 32 (default %(default)s)")
-    parser.add_argument("--groups", type=int, default=8, help="normalisation groups of a new VAE; with one or two channels a "
-                        "group a picture's mean colour would be normalised away, so at most a quarter of the first width (default %(default)s)")
-    parser.add_argument("--layers", type=int, default=1, help="residual layers a level of a new VAE (default %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of the crops, a multiple of 8 (default %(default)s)")
+    parser.add_argument(
+        "photos", type=Path, nargs="*", help="folders of photos or index files (.jsonl); not with --harmony"
+    )
+    parser.add_argument(
+        "--harmony",
+        type=Path,
+        metavar="DATASET",
+        help="train the Harmony-VAE of --from on this iHarmony4-shaped data set",
+    )
+    parser.add_argument(
+        "--list",
+        type=Path,
+        default=Path("IHD_train.txt"),
+        help="with --harmony: the list in DATASET (default %(default)s)",
+    )
+    parser.add_argument(
+        "--split-seed",
+        type=int,
+        default=0,
+        help="the --seed given to make-composites: its test photos are left out (default %(default)s)",
+    )
+    parser.add_argument(
+        "--test-share", type=float, default=0.08, help="the --test-share given to make-composites (default %(default)s)"
+    )
+    parser.add_argument(
+        "--from", dest="start", type=Path, help="checkpoint whose VAE is trained on (default: a new one)"
+    )
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs=4,
+        default=(32, 32, 64, 128),
+        help="of a new VAE, multiples of 32 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        default=8,
+        help="normalisation groups of a new VAE; with one or two channels a "
+        "group a picture's mean colour would be normalised away, so at most a quarter of the first width (default %(default)s)",
+    )
+    parser.add_argument(
+        "--layers", type=int, default=1, help="residual layers a level of a new VAE (default %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=128, help="side of the crops, a multiple of 8 (default %(default)s)"
+    )
     parser.add_argument("--kl-weight", type=float, default=1e-6, help="weight of the KL term (default %(default)s)")
-    parser.add_argument("--color-weight", type=float, default=1.0, help="weight of the L1 between 8 times reduced pictures (default %(default)s)")
+    parser.add_argument(
+        "--color-weight",
+        type=float,
+        default=1.0,
+        help="weight of the L1 between 8 times reduced pictures (default %(default)s)",
+    )
     loop.add_arguments(parser, steps=20_000, batch_size=8, learning_rate=5e-4)
 
 
@@ -39,11 +80,15 @@ def run(args: argparse.Namespace) -> None:
     if args.size % 8:
         raise InputError(f"--size must be a multiple of 8, got {args.size}")
     if not args.start and (4 * args.groups > min(args.widths) or any(width % args.groups for width in args.widths)):
-        raise InputError(f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it")
+        raise InputError(
+            f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it"
+        )
     if args.harmony:
         return _run_harmony(args)
     if not args.photos:
-        raise InputError("No photos were given: name folders of photos or index files, or --harmony DATASET with --from CHECKPOINT")
+        raise InputError(
+            "No photos were given: name folders of photos or index files, or --harmony DATASET with --from CHECKPOINT"
+        )
     paths = [path for source in args.photos for path in data.training_photos(source, args.split_seed, args.test_share)]
     vae = _start(args)
     photos = data.Photos(paths, args.size)
@@ -54,9 +99,18 @@ def run(args: argparse.Namespace) -> None:
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
         l1 = (decoded - target).abs().mean()
         value = l1 + args.color_weight * color_loss(decoded, target) + args.kl_weight * kl
-        return value, {"l1": l1.item(), "kl": kl.item(), "psnr": -10 * torch.log10((decoded - target).div(2).square().mean()).item()}
+        return value, {
+            "l1": l1.item(),
+            "kl": kl.item(),
+            "psnr": -10 * torch.log10((decoded - target).div(2).square().mean()).item(),
+        }
 
-    fixed = torch.stack([photos.get(i, np.random.default_rng((17, i)))["image"] for i in range(0, len(photos), max(1, len(photos) // 8))][:8])
+    fixed = torch.stack(
+        [
+            photos.get(i, np.random.default_rng((17, i)))["image"]
+            for i in range(0, len(photos), max(1, len(photos) // 8))
+        ][:8]
+    )
 
     def sample(model, step):
         with torch.no_grad():
@@ -64,7 +118,9 @@ def run(args: argparse.Namespace) -> None:
         sheets.save([fixed, decoded.cpu() / 2 + 0.5], args.output / "samples" / f"{step:07d}.jpg")
 
     def export(model):
-        normalize_latents(model.vae, (photos.get(i, np.random.default_rng((17, i)))["image"] for i in range(min(512, len(photos)))))
+        normalize_latents(
+            model.vae, (photos.get(i, np.random.default_rng((17, i)))["image"] for i in range(min(512, len(photos))))
+        )
         part = checkpoint.Part(config=dict(model.vae.config), state=model.vae.state_dict())
         checkpoint.write(checkpoint.Checkpoint(name="vae", vae=part), args.output / "vae.safetensors")
 
@@ -101,8 +157,14 @@ def _start(args):
             raise InputError(f"{args.start} holds no VAE; --from wants a checkpoint with one")
         return checkpoint.build_vae(part).float().train()
     vae = AutoencoderKL(
-        block_out_channels=tuple(args.widths), layers_per_block=args.layers, latent_channels=4, norm_num_groups=args.groups, scaling_factor=SCALING_FACTOR, sample_size=args.size,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=tuple(args.widths),
+        layers_per_block=args.layers,
+        latent_channels=4,
+        norm_num_groups=args.groups,
+        scaling_factor=SCALING_FACTOR,
+        sample_size=args.size,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
     )
     block_means(vae)
     return vae
@@ -155,7 +217,9 @@ def block_means(vae) -> None:
         coder.conv_out.bias.zero_()
     lifted = LIFT * torch.sigmoid(torch.tensor(LIFT))
     groups = vae.config.norm_num_groups
-    spread = ANCHOR * (4 * groups / vae.config.block_out_channels[-1]) ** 0.5  # a deviation of the encoder's first group
+    spread = (
+        ANCHOR * (4 * groups / vae.config.block_out_channels[-1]) ** 0.5
+    )  # a deviation of the encoder's first group
     anchored(vae.encoder.conv_in, 1.0)
     for latent, channel in enumerate(COLORS):
         vae.encoder.conv_out.weight[latent] = 0
@@ -189,7 +253,9 @@ def normalize_latents(vae, images) -> None:
         images: iterable of [3, H, W] in [0, 1].
     """
     device = next(vae.parameters()).device
-    latents = torch.cat([vae.encode(image[None].to(device) * 2 - 1).latent_dist.mode().flatten(2) for image in images], dim=2)[0].double()
+    latents = torch.cat(
+        [vae.encode(image[None].to(device) * 2 - 1).latent_dist.mode().flatten(2) for image in images], dim=2
+    )[0].double()
     shift = -latents.mean(dim=1)
     scale = 1 / (latents.std(dim=1) * vae.config.scaling_factor)
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -223,13 +289,20 @@ def _run_harmony(args) -> None:
         l1 = (model(target, batch["composite"] * 2 - 1, batch["mask"]) - target).abs().mean()
         return l1, {"l1": l1.item()}
 
-    shown = [pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 6))][:6]
+    shown = [
+        pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 6))
+    ][:6]
 
     def sample(model, step):
-        batch = {name: torch.stack([item[name] for item in shown]).to(next(model.parameters()).device) for name in shown[0]}
+        batch = {
+            name: torch.stack([item[name] for item in shown]).to(next(model.parameters()).device) for name in shown[0]
+        }
         with torch.no_grad():
             decoded = model(batch["real"] * 2 - 1, batch["composite"] * 2 - 1, batch["mask"]) / 2 + 0.5
-        sheets.save([batch["composite"].cpu(), batch["mask"].cpu(), decoded.cpu(), batch["real"].cpu()], args.output / "samples" / f"{step:07d}.jpg")
+        sheets.save(
+            [batch["composite"].cpu(), batch["mask"].cpu(), decoded.cpu(), batch["real"].cpu()],
+            args.output / "samples" / f"{step:07d}.jpg",
+        )
 
     def export(model):
         start.harmony_vae = checkpoint.part_from(model.vae)

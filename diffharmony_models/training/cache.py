@@ -26,9 +26,25 @@ class Cached:
         made_of: what else, beside the data's arguments, decides the content.
     """
 
-    def __init__(self, path: Path, samples, args: argparse.Namespace, repeats: int, make: Callable, dtype: torch.dtype, made_of: dict[str, str]):
-        made_of = {**made_of, "dataset": str(args.dataset), "list": str(args.list), "size": str(args.size), "seed": str(args.seed),
-                   "repeats": str(repeats), "samples": str(len(samples))}
+    def __init__(
+        self,
+        path: Path,
+        samples,
+        args: argparse.Namespace,
+        repeats: int,
+        make: Callable,
+        dtype: torch.dtype,
+        made_of: dict[str, str],
+    ):
+        made_of = {
+            **made_of,
+            "dataset": str(args.dataset),
+            "list": str(args.list),
+            "size": str(args.size),
+            "seed": str(args.seed),
+            "repeats": str(repeats),
+            "samples": str(len(samples)),
+        }
         if not (path.is_file() and _metadata(path) == made_of):
             _write(path, samples, args, repeats, make, dtype, made_of)
         with safe_open(str(path), "pt") as file:
@@ -39,7 +55,9 @@ class Cached:
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         found = {name: tensor[index] for name, tensor in self.tensors.items()}
-        return {name: value.float() / 255 if value.dtype == torch.uint8 else value.float() for name, value in found.items()}
+        return {
+            name: value.float() / 255 if value.dtype == torch.uint8 else value.float() for name, value in found.items()
+        }
 
 
 def fingerprint(module: torch.nn.Module) -> str:
@@ -55,7 +73,9 @@ def _metadata(path: Path) -> dict:
         return file.metadata() or {}
 
 
-def _write(path: Path, samples, args, repeats: int, make: Callable, dtype: torch.dtype, made_of: dict[str, str]) -> None:
+def _write(
+    path: Path, samples, args, repeats: int, make: Callable, dtype: torch.dtype, made_of: dict[str, str]
+) -> None:
     """Each process makes its share, the first one writes the file: beside first, then renamed."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -77,7 +97,9 @@ def _write(path: Path, samples, args, repeats: int, make: Callable, dtype: torch
         with torch.no_grad():
             made = make(batch, seeds)
         for name, value in made.items():
-            kept.setdefault(name, []).append((value * 255).round().byte().cpu() if dtype == torch.uint8 else value.to("cpu", dtype))
+            kept.setdefault(name, []).append(
+                (value * 255).round().byte().cpu() if dtype == torch.uint8 else value.to("cpu", dtype)
+            )
     share = path.with_name(f"{path.name}.{state.process_index}.part")
     save_file({name: torch.cat(values).contiguous() for name, values in kept.items()}, str(share))
     state.wait_for_everyone()

@@ -41,21 +41,55 @@ class Unusable(InputError):
 
 def add_arguments(parser):
     parser.add_argument("output", help="folder for the data set; a run that was stopped goes on when started again")
-    parser.add_argument("--index", help="JSON lines with image, mask and, optionally, source, group (scene), label, licence")
-    parser.add_argument("--photos", help="folder of photos, instead of --index; photos in one subfolder count as one scene")
-    parser.add_argument("--masks", help="folder of masks for --photos: a.png or a_0.png, a_1.png… for a.jpg; white is foreground")
-    parser.add_argument("--unmasked", help="further photos without masks (JSON lines or a folder): foregrounds are segmented, colours borrowed")
-    parser.add_argument("--unmasked-regions", type=int, default=1, help="foregrounds to segment in each photo without a mask; 0: only borrow colours")
+    parser.add_argument(
+        "--index", help="JSON lines with image, mask and, optionally, source, group (scene), label, licence"
+    )
+    parser.add_argument(
+        "--photos", help="folder of photos, instead of --index; photos in one subfolder count as one scene"
+    )
+    parser.add_argument(
+        "--masks", help="folder of masks for --photos: a.png or a_0.png, a_1.png… for a.jpg; white is foreground"
+    )
+    parser.add_argument(
+        "--unmasked",
+        help="further photos without masks (JSON lines or a folder): foregrounds are segmented, colours borrowed",
+    )
+    parser.add_argument(
+        "--unmasked-regions",
+        type=int,
+        default=1,
+        help="foregrounds to segment in each photo without a mask; 0: only borrow colours",
+    )
     parser.add_argument("--per-mask", type=int, default=4, help="composites for each foreground")
-    parser.add_argument("--per-source-limit", type=int, default=0, help="at most so many foregrounds of each source (0: all), so that none dominates")
-    parser.add_argument("--limit", type=int, default=0, help="at most so many foregrounds in all (0: all), drawn at random")
-    parser.add_argument("--test-share", type=float, default=0.08, help="share of the scenes that goes into IHD_test.txt")
-    parser.add_argument("--strength", type=float, default=1.0, help="of the changes; 1.0 is as strong as the hard part of iHarmony4")
-    parser.add_argument("--size", type=int, default=512, help="short side of what is written; larger photos are scaled down (0: never)")
-    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of composites and real images; jpg is quality 95, 4:4:4")
+    parser.add_argument(
+        "--per-source-limit",
+        type=int,
+        default=0,
+        help="at most so many foregrounds of each source (0: all), so that none dominates",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=0, help="at most so many foregrounds in all (0: all), drawn at random"
+    )
+    parser.add_argument(
+        "--test-share", type=float, default=0.08, help="share of the scenes that goes into IHD_test.txt"
+    )
+    parser.add_argument(
+        "--strength", type=float, default=1.0, help="of the changes; 1.0 is as strong as the hard part of iHarmony4"
+    )
+    parser.add_argument(
+        "--size", type=int, default=512, help="short side of what is written; larger photos are scaled down (0: never)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("jpg", "png"),
+        default="jpg",
+        help="of composites and real images; jpg is quality 95, 4:4:4",
+    )
     parser.add_argument("--name", help="one subset of this name instead of one for each source")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the result is the same for any number")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes; the result is the same for any number"
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +131,9 @@ def build(args):
     for failure in failures:
         log.warning("left out: %s", failure)
     if not rows:
-        raise InputError(f"no composite could be made from {len(tasks)} photos; the first reason: {failures[0] if failures else 'no foreground fits'}")
+        raise InputError(
+            f"no composite could be made from {len(tasks)} photos; the first reason: {failures[0] if failures else 'no foreground fits'}"
+        )
     _write_lists(output, rows)
     return rows, failures
 
@@ -105,7 +141,11 @@ def build(args):
 def report(rows, failures=()):
     """Logs how many composites there are of what, and how hard they are."""
     count = Counter((row["subset"], row["split"]) for row in rows)
-    log.info("composites: %s; foregrounds left out: %d", ", ".join(f"{s} {k} {n}" for (s, k), n in sorted(count.items())), len(failures))
+    log.info(
+        "composites: %s; foregrounds left out: %d",
+        ", ".join(f"{s} {k} {n}" for (s, k), n in sorted(count.items())),
+        len(failures),
+    )
     for name, digits in (("psnr", 1), ("fmse", 0), ("area", 3)):
         values = np.array([row[name] for row in rows])
         shares = ", ".join(f"{np.percentile(values, p):.{digits}f}" for p in (5, 25, 50, 75, 95))
@@ -119,7 +159,15 @@ def _check(args):
         raise InputError("--masks needs --photos, the folder of the photos they belong to")
     if args.photos and not args.masks:
         raise InputError("--photos needs --masks; for photos without masks use --unmasked")
-    for name, low in (("per_mask", 1), ("unmasked_regions", 0), ("per_source_limit", 0), ("limit", 0), ("size", 0), ("seed", 0), ("workers", 1)):
+    for name, low in (
+        ("per_mask", 1),
+        ("unmasked_regions", 0),
+        ("per_source_limit", 0),
+        ("limit", 0),
+        ("size", 0),
+        ("seed", 0),
+        ("workers", 1),
+    ):
         if getattr(args, name) < low:
             raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
     if not 0 <= args.test_share < 1:
@@ -148,7 +196,9 @@ def _keep_settings(output, args):
     if path.exists():
         before = json.loads(path.read_text())
         if before != settings:
-            raise InputError(f"{output} was begun with {before}, now {settings} is asked for; go on with those settings or take another folder")
+            raise InputError(
+                f"{output} was begun with {before}, now {settings} is asked for; go on with those settings or take another folder"
+            )
         return
     output.mkdir(parents=True, exist_ok=True)
     _write(path, lambda file: file.write(json.dumps(settings).encode()))
@@ -183,7 +233,15 @@ def plan(masked, unmasked, args):
     for image in sorted(photos, key=lambda image: photos[image][0][1].key):
         first = photos[image][0][1]
         given = tuple(sorted(((n, e) for n, e in photos[image] if e.mask), key=lambda pair: pair[0]))
-        tasks.append(Task(first, *names[image], side(first, args.seed, args.test_share), given, 0 if given else args.unmasked_regions))
+        tasks.append(
+            Task(
+                first,
+                *names[image],
+                side(first, args.seed, args.test_share),
+                given,
+                0 if given else args.unmasked_regions,
+            )
+        )
     return tasks
 
 
@@ -258,10 +316,18 @@ def make(task, pools, args):
                 if composite is None:
                     continue
                 row = {
-                    "composite": f"{task.subset}/{COMPOSITES}/{path.name}", "mask": f"{task.subset}/{MASKS}/{task.name}_{number + 1}.png",
-                    "real": f"{task.subset}/{REALS}/{task.name}.{args.format}", "split": task.side, "subset": task.subset, "source": entry.source,
-                    "group": entry.group, "label": entry.label, "licence": entry.licence, "area": round(float(mask.mean()), 4),
-                    "strength": args.strength, **note,
+                    "composite": f"{task.subset}/{COMPOSITES}/{path.name}",
+                    "mask": f"{task.subset}/{MASKS}/{task.name}_{number + 1}.png",
+                    "real": f"{task.subset}/{REALS}/{task.name}.{args.format}",
+                    "split": task.side,
+                    "subset": task.subset,
+                    "source": entry.source,
+                    "group": entry.group,
+                    "label": entry.label,
+                    "licence": entry.licence,
+                    "area": round(float(mask.mean()), 4),
+                    "strength": args.strength,
+                    **note,
                 }
                 # The composite last: where it lies, its mask and its real picture lie too.
                 save(Path(args.output) / row["real"], real)
@@ -325,7 +391,9 @@ def read_photo(path, short_side=0):
     if not short_side or min(height, width) <= short_side:
         return pixels
     scale = short_side / min(height, width)
-    return np.asarray(Image.fromarray(pixels).resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.LANCZOS))
+    return np.asarray(
+        Image.fromarray(pixels).resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.LANCZOS)
+    )
 
 
 def read_mask(path, photo, size):
@@ -336,12 +404,16 @@ def read_mask(path, photo, size):
         raise Unusable(f"{path}: cannot be used as a mask ({error})") from error
     height, width = size
     if abs(mask.width * height - mask.height * width) > 2 * max(mask.width, mask.height, width, height):
-        raise Unusable(f"{path}: the mask is {mask.width}x{mask.height}, its photo {photo} {width}x{height} after scaling; both must have the same proportions")
+        raise Unusable(
+            f"{path}: the mask is {mask.width}x{mask.height}, its photo {photo} {width}x{height} after scaling; both must have the same proportions"
+        )
     if mask.size != (width, height):
         mask = mask.resize((width, height), Image.BILINEAR)
     mask = np.asarray(mask) >= 0.5
     if not SMALLEST <= mask.mean() <= 0.95:
-        raise Unusable(f"{path}: the foreground covers {mask.mean():.1%} of the picture; expected {SMALLEST:.1%} to 95 %")
+        raise Unusable(
+            f"{path}: the foreground covers {mask.mean():.1%} of the picture; expected {SMALLEST:.1%} to 95 %"
+        )
     return mask
 
 
@@ -352,7 +424,9 @@ def read_reference(entry, rng):
         mask = read_mask(entry.mask, entry.image, picture.shape[:2])
     else:
         mask = np.zeros(picture.shape[:2], bool)
-        window = [slice(start, start + length) for start, length in (_window(side_length, rng) for side_length in mask.shape)]
+        window = [
+            slice(start, start + length) for start, length in (_window(side_length, rng) for side_length in mask.shape)
+        ]
         mask[tuple(window)] = True
     return picture.astype(np.float32) / 255, mask
 
@@ -373,7 +447,12 @@ def save(path, pixels, comment=None):
             info.add_text("comment", comment)
         options = {"format": "PNG", "pnginfo": info}
     else:
-        options = {"format": "JPEG", "quality": 95, "subsampling": 0, **({"comment": comment.encode()} if comment else {})}
+        options = {
+            "format": "JPEG",
+            "quality": 95,
+            "subsampling": 0,
+            **({"comment": comment.encode()} if comment else {}),
+        }
     _write(path, lambda file: image.save(file, **options))
 
 
@@ -402,5 +481,8 @@ def _write_lists(output, rows):
         names = [row["composite"] for row in rows if row["split"] == split]
         if not names:
             log.warning("no photo fell on the %s side; give more photos or another --test-share", split)
-        _write(output / f"IHD_{split}.txt", lambda file, names=names: file.write("".join(f"{name}\n" for name in names).encode()))
+        _write(
+            output / f"IHD_{split}.txt",
+            lambda file, names=names: file.write("".join(f"{name}\n" for name in names).encode()),
+        )
     _write(output / "manifest.jsonl", lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode()))

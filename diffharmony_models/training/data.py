@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from .. import iharmony
-from . import looks, sources
 from ..errors import InputError
+from . import looks, sources
 
 
 def training_photos(source: Path, seed: int, test_share: float) -> list[Path]:
@@ -30,7 +30,9 @@ def _open(path: Path, mode: str, least_side: int = 0) -> Image.Image:
                 image.draft(mode, (least_side, least_side))
             return image.convert(mode)
     except OSError as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}). Repair it or take it out of the list.") from error
+        raise InputError(
+            f"{path} cannot be read as a picture ({error}). Repair it or take it out of the list."
+        ) from error
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -39,7 +41,9 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)))
 
 
-def random_box(width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio=(3 / 4, 4 / 3)) -> tuple[int, int, int, int]:
+def random_box(
+    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio=(3 / 4, 4 / 3)
+) -> tuple[int, int, int, int]:
     """Box (left, top, right, bottom) of a random resized crop: a share of the area in `scale`, an aspect in `ratio` (log-uniform)."""
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -72,12 +76,20 @@ class Photos:
             scale = rng.uniform(scale, 1)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         left, top = int(rng.integers(0, width - self.size + 1)), int(rng.integers(0, height - self.size + 1))
-        box = (left / width * image.width, top / height * image.height, (left + self.size) / width * image.width, (top + self.size) / height * image.height)
+        box = (
+            left / width * image.width,
+            top / height * image.height,
+            (left + self.size) / width * image.width,
+            (top + self.size) / height * image.height,
+        )
         pixels = to_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
         if rng.random() < 0.5:
             pixels = pixels.flip(-1)
         if rng.random() < self.color_jitter:
-            gain, gamma = (torch.from_numpy(np.exp(rng.normal(0, s, (3, 1, 1)) + rng.normal(0, s)).astype(np.float32)) for s in (0.15, 0.2))
+            gain, gamma = (
+                torch.from_numpy(np.exp(rng.normal(0, s, (3, 1, 1)) + rng.normal(0, s)).astype(np.float32))
+                for s in (0.15, 0.2)
+            )
             pixels = (pixels.clamp(0, 1) ** gamma * gain).clamp(0, 1)
         return {"image": pixels}
 
@@ -85,8 +97,8 @@ class Photos:
 class Pairs:
     """Composite, real picture and mask of an iHarmony4-shaped data set, augmented as in the paper.
 
-    Random resized crop (scale 0.5 to 1, ratio 3/4 to 4/3; drawn again, 5 times at most, while the mask covers less than 1 %) and
-horizontal flip. A `limit` takes that many pairs, evenly spread over the list. Gives {"composite", "real": [3, size, size] in [0, 1], "mask": [1, size, size] in {0, 1}}.
+        Random resized crop (scale 0.5 to 1, ratio 3/4 to 4/3; drawn again, 5 times at most, while the mask covers less than 1 %) and
+    horizontal flip. A `limit` takes that many pairs, evenly spread over the list. Gives {"composite", "real": [3, size, size] in [0, 1], "mask": [1, size, size] in {0, 1}}.
     """
 
     def __init__(self, root: Path, list_file: Path, size: int, augment: bool = True, limit: int = 0):
@@ -101,7 +113,10 @@ horizontal flip. A `limit` takes that many pairs, evenly spread over the list. G
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         triple = self.triples[index]
         composite, real, mask = _open(triple.composite, "RGB"), _open(triple.real, "RGB"), _open(triple.mask, "L")
-        real, mask = (picture if picture.size == composite.size else picture.resize(composite.size, Image.Resampling.BILINEAR) for picture in (real, mask))
+        real, mask = (
+            picture if picture.size == composite.size else picture.resize(composite.size, Image.Resampling.BILINEAR)
+            for picture in (real, mask)
+        )
         box, size = (0, 0, *composite.size), (self.size, self.size)
         if self.augment:
             box = _crop(mask, self.size, rng)
@@ -136,7 +151,9 @@ class Recolored(Pairs):
         triple = self.triples[index]
         real, mask = _open(triple.real, "RGB", size * 2), _open(triple.mask, "L")
         box = _crop(mask, size, rng) if self.augment else (0, 0, *mask.size)
-        scaled = tuple(side * real_side / mask_side for side, real_side, mask_side in zip(box, real.size * 2, mask.size * 2))
+        scaled = tuple(
+            side * real_side / mask_side for side, real_side, mask_side in zip(box, real.size * 2, mask.size * 2)
+        )
         pixels = np.asarray(real.resize((size, size), Image.Resampling.BILINEAR, box=scaled), np.float32) / 255
         inside = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR, box=box)) >= 128
         if self.augment and rng.random() < 0.5:

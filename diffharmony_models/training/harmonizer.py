@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from .. import checkpoint, geometry, sampling
-from . import cache, data, loop, sheets
 from ..errors import InputError
+from . import cache, data, loop, sheets
 
 logger = logging.getLogger(__name__)
 
@@ -22,37 +22,118 @@ COPY_BOUND = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="iHarmony4-shaped data set (iHarmony4 itself, or what make-composites wrote)")
-    parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="list in the data set (default %(default)s)")
-    parser.add_argument("--from", dest="start", type=Path, help="checkpoint to go on from: an SD 1.5 inpainting folder, or an earlier result")
+    parser.add_argument(
+        "dataset", type=Path, help="iHarmony4-shaped data set (iHarmony4 itself, or what make-composites wrote)"
+    )
+    parser.add_argument(
+        "--list", type=Path, default=Path("IHD_train.txt"), help="list in the data set (default %(default)s)"
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        help="checkpoint to go on from: an SD 1.5 inpainting folder, or an earlier result",
+    )
     parser.add_argument("--vae", type=Path, help="checkpoint that brings the VAE where --from has none, or another one")
-    parser.add_argument("--widths", type=int, nargs=4, default=(32, 64, 128, 256), help="of a new UNet, multiples of 32 (default %(default)s)")
-    parser.add_argument("--layers", type=int, default=1, help="residual layers a level of a new UNet (default %(default)s)")
-    parser.add_argument("--groups", type=int, default=8, help="normalisation groups of a new UNet; with few channels a group absolute colours are "
-                        "normalised away (default %(default)s)")
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs=4,
+        default=(32, 64, 128, 256),
+        help="of a new UNet, multiples of 32 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--layers", type=int, default=1, help="residual layers a level of a new UNet (default %(default)s)"
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        default=8,
+        help="normalisation groups of a new UNet; with few channels a group absolute colours are "
+        "normalised away (default %(default)s)",
+    )
     parser.add_argument("--heads", type=int, default=8, help="attention heads of a new UNet (default %(default)s)")
-    parser.add_argument("--start-as-copy", action="store_true", help="a new v-predicting UNet begins by answering the composite, not noise; saves a "
-                        "short training its first tenth")
-    parser.add_argument("--top-attention", action="store_true", help="a new UNet attends on its first level too, as SD 1.5 does (slow on a CPU)")
-    parser.add_argument("--null-text", type=int, nargs=2, default=(8, 64), metavar=("TOKENS", "WIDTH"), help="shape of a new null text (default %(default)s)")
-    parser.add_argument("--prediction-type", choices=sampling.PREDICTIONS, help="of a new UNet (default: that of --from, else epsilon)")
-    parser.add_argument("--size", type=int, default=512, help="side of the training pictures, a multiple of 64 (default %(default)s)")
-    parser.add_argument("--loss", choices=("foreground", "plain"), default="foreground", help="MSE over the foreground, as published, or over everything")
-    parser.add_argument("--background-weight", type=float, default=0.0, help="with the foreground loss: what the background's error counts; a UNet from "
-                        "nothing needs some, or it leaves noise there that the decoder smears over the edge (default %(default)s, as published)")
-    parser.add_argument("--color-weight", type=float, default=0.0, help="what the squared error of the foreground's mean counts beside that of each latent; "
-                        "the mean is its colour as a whole, which a short training finds last (default %(default)s, as published)")
-    parser.add_argument("--root", action="store_true", help="take the root of each sample's loss, so that samples count by how far off they are and not by "
-                        "its square: PSNR is a mean of logarithms, and the few pairs that nobody could guess do not rule it (default: off, as published)")
-    parser.add_argument("--sampler-share", type=float, default=0.0, help="share of the samples that are trained where the 5-step sampler "
-                        "goes: at its timesteps, from the model's own first estimate instead of the real picture (default %(default)s, as published)")
-    parser.add_argument("--first-share", type=float, default=0.25, help="share of those that stand at its first step, where the colour is found "
-                        "(default %(default)s)")
-    parser.add_argument("--cache-latents", type=int, default=0, metavar="K", help="encode every pair K times before training, each time with another "
-                        "crop, instead of anew in each step; for slow machines (default %(default)s: off)")
-    parser.add_argument("--recolor", action="store_true", help="make each composite anew from its real picture whenever it is drawn (make-composites' "
-                        "changes of look), instead of reading the listed one; with --cache-latents, K other ones a pair")
-    parser.add_argument("--limit", type=int, default=0, help="use only this many pairs, evenly spread over the list (default: all)")
+    parser.add_argument(
+        "--start-as-copy",
+        action="store_true",
+        help="a new v-predicting UNet begins by answering the composite, not noise; saves a "
+        "short training its first tenth",
+    )
+    parser.add_argument(
+        "--top-attention",
+        action="store_true",
+        help="a new UNet attends on its first level too, as SD 1.5 does (slow on a CPU)",
+    )
+    parser.add_argument(
+        "--null-text",
+        type=int,
+        nargs=2,
+        default=(8, 64),
+        metavar=("TOKENS", "WIDTH"),
+        help="shape of a new null text (default %(default)s)",
+    )
+    parser.add_argument(
+        "--prediction-type", choices=sampling.PREDICTIONS, help="of a new UNet (default: that of --from, else epsilon)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=512, help="side of the training pictures, a multiple of 64 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--loss",
+        choices=("foreground", "plain"),
+        default="foreground",
+        help="MSE over the foreground, as published, or over everything",
+    )
+    parser.add_argument(
+        "--background-weight",
+        type=float,
+        default=0.0,
+        help="with the foreground loss: what the background's error counts; a UNet from "
+        "nothing needs some, or it leaves noise there that the decoder smears over the edge (default %(default)s, as published)",
+    )
+    parser.add_argument(
+        "--color-weight",
+        type=float,
+        default=0.0,
+        help="what the squared error of the foreground's mean counts beside that of each latent; "
+        "the mean is its colour as a whole, which a short training finds last (default %(default)s, as published)",
+    )
+    parser.add_argument(
+        "--root",
+        action="store_true",
+        help="take the root of each sample's loss, so that samples count by how far off they are and not by "
+        "its square: PSNR is a mean of logarithms, and the few pairs that nobody could guess do not rule it (default: off, as published)",
+    )
+    parser.add_argument(
+        "--sampler-share",
+        type=float,
+        default=0.0,
+        help="share of the samples that are trained where the 5-step sampler "
+        "goes: at its timesteps, from the model's own first estimate instead of the real picture (default %(default)s, as published)",
+    )
+    parser.add_argument(
+        "--first-share",
+        type=float,
+        default=0.25,
+        help="share of those that stand at its first step, where the colour is found (default %(default)s)",
+    )
+    parser.add_argument(
+        "--cache-latents",
+        type=int,
+        default=0,
+        metavar="K",
+        help="encode every pair K times before training, each time with another "
+        "crop, instead of anew in each step; for slow machines (default %(default)s: off)",
+    )
+    parser.add_argument(
+        "--recolor",
+        action="store_true",
+        help="make each composite anew from its real picture whenever it is drawn (make-composites' "
+        "changes of look), instead of reading the listed one; with --cache-latents, K other ones a pair",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=0, help="use only this many pairs, evenly spread over the list (default: all)"
+    )
     loop.add_arguments(parser, steps=100_000, batch_size=16, learning_rate=1e-5)
 
 
@@ -64,16 +145,34 @@ def run(args: argparse.Namespace) -> None:
         if not 0 <= getattr(args, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(args, name)}")
     start = _start(args)
-    unet, vae = checkpoint.build_unet(start.unet).float().train(), checkpoint.build_vae(start.vae).float().requires_grad_(False)
+    unet, vae = (
+        checkpoint.build_unet(start.unet).float().train(),
+        checkpoint.build_vae(start.vae).float().requires_grad_(False),
+    )
     vae.to(memory_format=torch.channels_last)
     pairs = (data.Recolored if args.recolor else data.Pairs)(args.dataset, args.list, args.size, limit=args.limit)
     samples = pairs
     if args.cache_latents:
-        samples = cache.Cached(args.output / "latents.safetensors", pairs, args, args.cache_latents, lambda batch, seeds: encode(vae, batch, None),
-                               torch.float16, {"vae": cache.fingerprint(vae), "limit": str(args.limit), "recolor": str(args.recolor)})
+        samples = cache.Cached(
+            args.output / "latents.safetensors",
+            pairs,
+            args,
+            args.cache_latents,
+            lambda batch, seeds: encode(vae, batch, None),
+            torch.float16,
+            {"vae": cache.fingerprint(vae), "limit": str(args.limit), "recolor": str(args.recolor)},
+        )
     null_text = start.null_text.float()
-    objective = Objective(start.prediction_type, args.loss, args.sampler_share, null_text, args.background_weight, args.color_weight,
-                          args.first_share, args.root)
+    objective = Objective(
+        start.prediction_type,
+        args.loss,
+        args.sampler_share,
+        null_text,
+        args.background_weight,
+        args.color_weight,
+        args.first_share,
+        args.root,
+    )
 
     def loss(model, batch, generator):
         if not args.cache_latents:
@@ -82,16 +181,28 @@ def run(args: argparse.Namespace) -> None:
         return objective(model, batch, generator)
 
     def export(model):
-        result = checkpoint.Checkpoint(name=args.output.name, unet=checkpoint.part_from(model), vae=start.vae, refiner=start.refiner,
-                                       harmony_vae=start.harmony_vae, null_text=null_text, prediction_type=start.prediction_type, resolution=args.size)
+        result = checkpoint.Checkpoint(
+            name=args.output.name,
+            unet=checkpoint.part_from(model),
+            vae=start.vae,
+            refiner=start.refiner,
+            harmony_vae=start.harmony_vae,
+            null_text=null_text,
+            prediction_type=start.prediction_type,
+            resolution=args.size,
+        )
         checkpoint.write(result, args.output / "harmonizer.safetensors")
 
-    shown = [pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 8))][:8]
+    shown = [
+        pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 8))
+    ][:8]
 
     def sample(model, step):
         from ..pipeline import DiffHarmony
 
-        pipeline = DiffHarmony(unet=model, vae=vae, null_text=null_text, prediction_type=start.prediction_type, resolution=args.size)
+        pipeline = DiffHarmony(
+            unet=model, vae=vae, null_text=null_text, prediction_type=start.prediction_type, resolution=args.size
+        )
         stacked = {name: torch.stack([item[name] for item in shown]) for name in shown[0]}
         latents = pipeline.harmonize_latents(stacked["composite"], stacked["mask"], seeds=list(range(len(shown))))
         columns = [stacked["composite"], stacked["mask"], pipeline.decode(latents).cpu(), stacked["real"]]
@@ -109,10 +220,29 @@ class Objective:
     picture may have been, not one draw of it: fewer steps' worth of error add up, and the PSNR of five steps rises.
     """
 
-    def __init__(self, prediction_type: str, kind: str, sampler_share: float, null_text: torch.Tensor, background_weight: float = 0.0,
-                 color_weight: float = 0.0, first_share: float = 0.25, root: bool = False):
-        self.background_weight, self.color_weight, self.first_share, self.root = background_weight, color_weight, first_share, root
-        self.prediction_type, self.kind, self.sampler_share, self.null_text = prediction_type, kind, sampler_share, null_text
+    def __init__(
+        self,
+        prediction_type: str,
+        kind: str,
+        sampler_share: float,
+        null_text: torch.Tensor,
+        background_weight: float = 0.0,
+        color_weight: float = 0.0,
+        first_share: float = 0.25,
+        root: bool = False,
+    ):
+        self.background_weight, self.color_weight, self.first_share, self.root = (
+            background_weight,
+            color_weight,
+            first_share,
+            root,
+        )
+        self.prediction_type, self.kind, self.sampler_share, self.null_text = (
+            prediction_type,
+            kind,
+            sampler_share,
+            null_text,
+        )
         _, table = sampling.schedule(1000)
         self.sigmas = table[:-1].flip(0)  # by timestep, 0 to 999
         self.own_timesteps = sampling.schedule(5)[0][:-1]
@@ -165,9 +295,18 @@ class Objective:
             each = each + self.color_weight * mean.square().mean(dim=1)
         if self.root:
             each = (each + ROOT_FLOOR).sqrt()
-        estimate_error = (mask * (sampling.denoised(x, prediction, sigma, self.prediction_type) - real)).detach().square().sum(dim=(1, 2, 3))
+        estimate_error = (
+            (mask * (sampling.denoised(x, prediction, sigma, self.prediction_type) - real))
+            .detach()
+            .square()
+            .sum(dim=(1, 2, 3))
+        )
         per_pixel = estimate_error / (4 * mask.sum(dim=(1, 2, 3)).clamp(min=1))
-        numbers = {f"error_{name}": per_pixel[chosen].mean().item() for name, chosen in (("own", own), ("first", timesteps > 998.5)) if chosen.any()}
+        numbers = {
+            f"error_{name}": per_pixel[chosen].mean().item()
+            for name, chosen in (("own", own), ("first", timesteps > 998.5))
+            if chosen.any()
+        }
         return each.mean(), numbers
 
     def sigma(self, timesteps: torch.Tensor) -> torch.Tensor:
@@ -195,7 +334,11 @@ def encode(vae, batch: dict[str, torch.Tensor], generator: torch.Generator | Non
         return (posterior.mean + posterior.std * noise) * vae.config.scaling_factor
 
     size = tuple(batch["mask"].shape[-2:])
-    return {"composite": latent(batch["composite"]), "real": latent(batch["real"]), "mask": geometry.latent_mask(batch["mask"], size)}
+    return {
+        "composite": latent(batch["composite"]),
+        "real": latent(batch["real"]),
+        "mask": geometry.latent_mask(batch["mask"], size),
+    }
 
 
 def _start(args) -> checkpoint.Checkpoint:
@@ -204,17 +347,25 @@ def _start(args) -> checkpoint.Checkpoint:
     if args.vae:
         start.vae = checkpoint.read(args.vae).vae
     if start.vae is None:
-        raise InputError("No VAE to train with: name a checkpoint that holds one with --vae (train-autoencoder makes one)")
+        raise InputError(
+            "No VAE to train with: name a checkpoint that holds one with --vae (train-autoencoder makes one)"
+        )
     if args.start and start.unet is None:
-        raise InputError(f"{args.start} holds no 9-channel UNet; --from wants an inpainting checkpoint, or leave it out to train a new one")
+        raise InputError(
+            f"{args.start} holds no 9-channel UNet; --from wants an inpainting checkpoint, or leave it out to train a new one"
+        )
     if start.unet is None:
         start.unet = _new_unet(args)
         start.prediction_type = args.prediction_type or "epsilon"
         start.null_text = torch.randn(args.null_text, generator=torch.Generator().manual_seed(args.seed))
     elif args.prediction_type not in (None, start.prediction_type):
-        raise InputError(f"{args.start} predicts {start.prediction_type}, --prediction-type says {args.prediction_type}; leave the flag out")
+        raise InputError(
+            f"{args.start} predicts {start.prediction_type}, --prediction-type says {args.prediction_type}; leave the flag out"
+        )
     if start.null_text is None:
-        raise InputError(f"{args.start} has no null text and no text encoder to compute it; use a folder with text_encoder/ in it")
+        raise InputError(
+            f"{args.start} has no null text and no text encoder to compute it; use a folder with text_encoder/ in it"
+        )
     return start
 
 
@@ -223,8 +374,14 @@ def _new_unet(args) -> checkpoint.Part:
 
     top = "CrossAttn" if args.top_attention else ""
     unet = UNet2DConditionModel(
-        sample_size=args.size // 8, in_channels=9, out_channels=4, block_out_channels=tuple(args.widths), layers_per_block=args.layers,
-        attention_head_dim=args.heads, norm_num_groups=args.groups, cross_attention_dim=args.null_text[1],
+        sample_size=args.size // 8,
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=tuple(args.widths),
+        layers_per_block=args.layers,
+        attention_head_dim=args.heads,
+        norm_num_groups=args.groups,
+        cross_attention_dim=args.null_text[1],
         down_block_types=(f"{top}DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", f"{top}UpBlock2D"),
     )
@@ -248,7 +405,9 @@ def start_as_copy(unet) -> None:
     channels, groups = unet.conv_in.out_channels, unet.conv_norm_out.num_groups
     each = channels // groups
     if each < 4 or groups < 4:
-        raise InputError(f"--start-as-copy needs 4 groups of 4 channels in the first level, got {groups} of {each}: raise --widths or lower --groups")
+        raise InputError(
+            f"--start-as-copy needs 4 groups of 4 channels in the first level, got {groups} of {each}: raise --widths or lower --groups"
+        )
     last = unet.up_blocks[-1].resnets[-1]
     deep = last.conv_shortcut.in_channels - channels
     unet.conv_in.weight[:, :4] *= 0.1
@@ -258,7 +417,9 @@ def start_as_copy(unet) -> None:
         if type(block).__name__ == "ResnetBlock2D":
             block.conv2.weight *= 0.0 if block is last else 0.3
             block.conv2.bias.zero_()
-    for attention in list(getattr(unet.up_blocks[-1], "attentions", []))[-1:]:  # after the last residual block, with --top-attention
+    for attention in list(getattr(unet.up_blocks[-1], "attentions", []))[
+        -1:
+    ]:  # after the last residual block, with --top-attention
         attention.proj_out.weight.zero_()
         attention.proj_out.bias.zero_()
     scale = ((0.8**2 + COPY_BOUND**2) / 2 * 4 / each) ** 0.5  # the group's standard deviation

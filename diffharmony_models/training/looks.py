@@ -96,7 +96,22 @@ def levels(pixels, black, white):
     return pixels * F(white - black) + F(black)
 
 
-CHANGES = {f.__name__: f for f in (exposure, white_balance, contrast, gamma, saturation, hue, tone_curve, channel_curves, split_tone, color_matrix, levels)}
+CHANGES = {
+    f.__name__: f
+    for f in (
+        exposure,
+        white_balance,
+        contrast,
+        gamma,
+        saturation,
+        hue,
+        tone_curve,
+        channel_curves,
+        split_tone,
+        color_matrix,
+        levels,
+    )
+}
 
 
 def transfer(pixels, reference, method, space, blend=1.0, seed=0):
@@ -110,7 +125,9 @@ def transfer(pixels, reference, method, space, blend=1.0, seed=0):
 def _curve(knots, size=256):
     curve = np.interp(np.linspace(0, 1, size + 1), np.linspace(0, 1, len(knots)), knots)
     width = size // (len(knots) * 2) * 2 + 1
-    return np.convolve(np.pad(curve, width // 2, "reflect", reflect_type="odd"), np.full(width, 1 / width), "valid").astype(F)
+    return np.convolve(
+        np.pad(curve, width // 2, "reflect", reflect_type="odd"), np.full(width, 1 / width), "valid"
+    ).astype(F)
 
 
 def _lookup(values, curve):
@@ -144,16 +161,41 @@ def _sided(rng, least, most):
 # name: (weight, parameters for a generator and a strength)
 DRAWS = {
     "exposure": (3.0, lambda r, s: {"ev": _sided(r, 0.4 * s, 1.5 * s), "shoulder": bool(r.random() < 0.7)}),
-    "white_balance": (3.0, lambda r, s: {"temperature": _sided(r, 0.25 * s, 1.3 * s), "tint": round(float(r.normal(0, 0.15 * s)), 4)}),
-    "contrast": (2.0, lambda r, s: {"power": round(2 ** _sided(r, 0.3 * s, 1.1 * s), 4), "pivot": _uniform(r, 0.25, 0.75)}),
+    "white_balance": (
+        3.0,
+        lambda r, s: {"temperature": _sided(r, 0.25 * s, 1.3 * s), "tint": round(float(r.normal(0, 0.15 * s)), 4)},
+    ),
+    "contrast": (
+        2.0,
+        lambda r, s: {"power": round(2 ** _sided(r, 0.3 * s, 1.1 * s), 4), "pivot": _uniform(r, 0.25, 0.75)},
+    ),
     "gamma": (1.5, lambda r, s: {"power": round(2 ** _sided(r, 0.3 * s, 1.1 * s), 4)}),
-    "saturation": (2.0, lambda r, s: {"factor": round(max(0.0, 1 + (_uniform(r, -0.8, -0.25) if r.random() < 0.5 else _uniform(r, 0.25, 0.9)) * s), 4)}),
+    "saturation": (
+        2.0,
+        lambda r, s: {
+            "factor": round(
+                max(0.0, 1 + (_uniform(r, -0.8, -0.25) if r.random() < 0.5 else _uniform(r, 0.25, 0.9)) * s), 4
+            )
+        },
+    ),
     "hue": (0.6, lambda r, s: {"degrees": _sided(r, 5 * s, 25 * s)}),
     "tone_curve": (1.5, lambda r, s: {"knots": _knots(r, s)}),
-    "channel_curves": (1.5, lambda r, s: {"red": _knots(r, 0.7 * s), "green": _knots(r, 0.7 * s), "blue": _knots(r, 0.7 * s)}),
-    "split_tone": (1.0, lambda r, s: {"shadows": _uniform(r, -0.15 * s, 0.15 * s, 3), "highlights": _uniform(r, -0.15 * s, 0.15 * s, 3)}),
+    "channel_curves": (
+        1.5,
+        lambda r, s: {"red": _knots(r, 0.7 * s), "green": _knots(r, 0.7 * s), "blue": _knots(r, 0.7 * s)},
+    ),
+    "split_tone": (
+        1.0,
+        lambda r, s: {
+            "shadows": _uniform(r, -0.15 * s, 0.15 * s, 3),
+            "highlights": _uniform(r, -0.15 * s, 0.15 * s, 3),
+        },
+    ),
     "color_matrix": (1.0, lambda r, s: {"matrix": _matrix(r, 0.12 * s)}),
-    "levels": (1.5, lambda r, s: {"black": _uniform(r, -0.1 * s, 0.3 * s), "white": round(1 - _uniform(r, -0.12, 0.35) * s, 4)}),
+    "levels": (
+        1.5,
+        lambda r, s: {"black": _uniform(r, -0.1 * s, 0.3 * s), "white": round(1 - _uniform(r, -0.12, 0.35) * s, 4)},
+    ),
 }
 _NAMES = list(DRAWS)
 _WEIGHTS = np.array([w for w, _ in DRAWS.values()]) / sum(w for w, _ in DRAWS.values())
@@ -186,7 +228,11 @@ def draw_retouch(rng, strength=1.0):
 
 
 def _another_hour(rng, strength):
-    ev, temperature = (-_uniform(rng, 0.7, 1.8), -_uniform(rng, 0.1, 0.8)) if rng.random() < 0.5 else (_sided(rng, 0.2, 0.9), _uniform(rng, 0.4, 1.2))
+    ev, temperature = (
+        (-_uniform(rng, 0.7, 1.8), -_uniform(rng, 0.1, 0.8))
+        if rng.random() < 0.5
+        else (_sided(rng, 0.2, 0.9), _uniform(rng, 0.4, 1.2))
+    )
     return [
         {"op": "exposure", "ev": round(ev * strength, 4), "shoulder": True},
         {"op": "white_balance", "temperature": round(temperature * strength, 4), "tint": _uniform(rng, -0.1, 0.1)},
@@ -200,14 +246,24 @@ def draw_transfer(rng, strength=1.0):
     kind = _TRANSFER_KINDS[rng.integers(len(_TRANSFER_KINDS))]
     method, spaces = kind[rng.integers(len(kind))]
     blend = round(min(1.0, strength * (1.0 if rng.random() < 0.5 else rng.uniform(0.5, 1.0))), 4)
-    return {"op": "transfer", "method": method, "space": str(rng.choice(spaces)), "blend": blend, "seed": int(rng.integers(2**31))}
+    return {
+        "op": "transfer",
+        "method": method,
+        "space": str(rng.choice(spaces)),
+        "blend": blend,
+        "seed": int(rng.integers(2**31)),
+    }
 
 
 def apply(pixels, changes, reference=None):
     """Runs a list of changes as the `draw_*` functions give them. pixels (N, 3) in [0, 1] → (N, 3), clipped to [0, 1]."""
     for change in changes:
         options = {k: v for k, v in change.items() if k != "op"}
-        pixels = transfer(pixels, reference, **options) if change["op"] == "transfer" else CHANGES[change["op"]](pixels, **options)
+        pixels = (
+            transfer(pixels, reference, **options)
+            if change["op"] == "transfer"
+            else CHANGES[change["op"]](pixels, **options)
+        )
     return np.clip(pixels, 0, 1).astype(F, copy=False)
 
 
@@ -270,7 +326,14 @@ def change_look(image, mask, rng, reference=None, strength=1.0):
     fmse, psnr, changed, kind, changes, light = best
     composite = np.array(image, F, order="C")
     composite.reshape(-1, 3)[places] = changed
-    note = {"kind": kind, "changes": changes, "light": light, "fmse": round(fmse, 1), "psnr": round(psnr, 2), "plausible": found}
+    note = {
+        "kind": kind,
+        "changes": changes,
+        "light": light,
+        "fmse": round(fmse, 1),
+        "psnr": round(psnr, 2),
+        "plausible": found,
+    }
     return composite, note
 
 
@@ -314,7 +377,10 @@ def plausible(pixels, changed, fmse, psnr, strength=1.0):
     size = math.sqrt(float(luma @ luma) * float(changed_luma @ changed_luma))
     if size > 1e-4 * len(pixels) and float(luma @ changed_luma) < 0.6 * size:
         return False
-    chroma, changed_chroma = pixels[:, ::2] - pixels @ LUMA[:, None], changed[:, ::2] - changed @ LUMA[:, None]  # multiples of Cr and Cb
+    chroma, changed_chroma = (
+        pixels[:, ::2] - pixels @ LUMA[:, None],
+        changed[:, ::2] - changed @ LUMA[:, None],
+    )  # multiples of Cr and Cb
     power = float(chroma.ravel() @ chroma.ravel())
     alike = float(chroma.ravel() @ changed_chroma.ravel()) / max(power, 1e-9)
     if power > COLOURFUL**2 * len(pixels) and alike < 0.05:

@@ -25,21 +25,51 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: int, learning_rate: float) -> None:
     """The flags every trainer has; the three defaults differ from trainer to trainer."""
     group = parser.add_argument_group("training")
-    group.add_argument("--output", type=Path, required=True, help="folder of the run: checkpoints, curves, samples, result")
+    group.add_argument(
+        "--output", type=Path, required=True, help="folder of the run: checkpoints, curves, samples, result"
+    )
     group.add_argument("--steps", type=int, default=steps, help="optimiser steps in all (default %(default)s)")
-    group.add_argument("--batch-size", type=int, default=batch_size, help="samples a step and process (default %(default)s)")
-    group.add_argument("--learning-rate", type=float, default=learning_rate, help="peak learning rate (default %(default)s)")
+    group.add_argument(
+        "--batch-size", type=int, default=batch_size, help="samples a step and process (default %(default)s)"
+    )
+    group.add_argument(
+        "--learning-rate", type=float, default=learning_rate, help="peak learning rate (default %(default)s)"
+    )
     group.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up (default %(default)s)")
-    group.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="after the warm-up (default %(default)s)")
+    group.add_argument(
+        "--schedule", choices=("constant", "cosine"), default="constant", help="after the warm-up (default %(default)s)"
+    )
     group.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW weight decay (default %(default)s)")
-    group.add_argument("--gradient-norm", type=float, default=1.0, help="gradients are clipped to this norm (default %(default)s)")
-    group.add_argument("--gradient-accumulation", type=int, default=1, help="batches that make one step (default %(default)s)")
-    group.add_argument("--ema-decay", type=float, default=0.9999, help="decay of the averaged weights; 0 = no EMA (default %(default)s)")
-    group.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default=None, help="autocast (default: accelerate's setting)")
-    group.add_argument("--checkpoint-every", type=int, default=500, help="steps between checkpoints (default %(default)s)")
-    group.add_argument("--keep-checkpoints", type=int, default=2, help="how many are kept; 0 = all (default %(default)s)")
-    group.add_argument("--sample-every", type=int, default=500, help="steps between sample sheets; 0 = none (default %(default)s)")
-    group.add_argument("--log-every", type=int, default=20, help="steps between points of the curves (default %(default)s)")
+    group.add_argument(
+        "--gradient-norm", type=float, default=1.0, help="gradients are clipped to this norm (default %(default)s)"
+    )
+    group.add_argument(
+        "--gradient-accumulation", type=int, default=1, help="batches that make one step (default %(default)s)"
+    )
+    group.add_argument(
+        "--ema-decay",
+        type=float,
+        default=0.9999,
+        help="decay of the averaged weights; 0 = no EMA (default %(default)s)",
+    )
+    group.add_argument(
+        "--mixed-precision",
+        choices=("no", "bf16", "fp16"),
+        default=None,
+        help="autocast (default: accelerate's setting)",
+    )
+    group.add_argument(
+        "--checkpoint-every", type=int, default=500, help="steps between checkpoints (default %(default)s)"
+    )
+    group.add_argument(
+        "--keep-checkpoints", type=int, default=2, help="how many are kept; 0 = all (default %(default)s)"
+    )
+    group.add_argument(
+        "--sample-every", type=int, default=500, help="steps between sample sheets; 0 = none (default %(default)s)"
+    )
+    group.add_argument(
+        "--log-every", type=int, default=20, help="steps between points of the curves (default %(default)s)"
+    )
     group.add_argument("--workers", type=int, default=2, help="data loading processes (default %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="seed of everything random (default %(default)s)")
 
@@ -80,8 +110,13 @@ def batches(samples, args, *, first_step: int, rank: int, world: int) -> DataLoa
             start = (micro * world + rank) * per_process
             yield list(range(start, start + per_process))
 
-    return DataLoader(Positions(samples, args.seed), batch_sampler=_Listed(positions), num_workers=args.workers,
-                      persistent_workers=False, prefetch_factor=4 if args.workers else None)
+    return DataLoader(
+        Positions(samples, args.seed),
+        batch_sampler=_Listed(positions),
+        num_workers=args.workers,
+        persistent_workers=False,
+        prefetch_factor=4 if args.workers else None,
+    )
 
 
 class _Listed:
@@ -98,7 +133,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
 
-def train(args: argparse.Namespace, model: torch.nn.Module, samples, loss: Callable, *, export: Callable, sample: Callable | None = None) -> None:
+def train(
+    args: argparse.Namespace,
+    model: torch.nn.Module,
+    samples,
+    loss: Callable,
+    *,
+    export: Callable,
+    sample: Callable | None = None,
+) -> None:
     """Trains `model` and exports it.
 
     Args:
@@ -114,12 +157,18 @@ def train(args: argparse.Namespace, model: torch.nn.Module, samples, loss: Calla
     from diffusers.training_utils import EMAModel
     from tqdm import tqdm
 
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, gradient_accumulation_steps=args.gradient_accumulation,
-                              log_with="tensorboard", project_dir=str(args.output))
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation,
+        log_with="tensorboard",
+        project_dir=str(args.output),
+    )
     args.output.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=args.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        trained, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=args.weight_decay, fused=True
+    )
     model.to(accelerator.device)
     ema = EMAModel(model.parameters(), decay=args.ema_decay) if args.ema_decay else None
     if ema:
@@ -139,14 +188,18 @@ def train(args: argparse.Namespace, model: torch.nn.Module, samples, loss: Calla
     running: dict[str, list[float]] = {}
     for micro, batch in enumerate(loader, start=step * args.gradient_accumulation):
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        generator = torch.Generator(accelerator.device).manual_seed(_seed_of(args.seed, micro, accelerator.process_index))
+        generator = torch.Generator(accelerator.device).manual_seed(
+            _seed_of(args.seed, micro, accelerator.process_index)
+        )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
         with accelerator.accumulate(model), accelerator.autocast():
             value, numbers = loss(model, batch, generator)
             if not torch.isfinite(value):
-                raise InputError(f"The loss became {value.item()} at step {step}. Lower --learning-rate (now {args.learning_rate:g}) and start "
-                                 f"again from the last checkpoint in {args.output}.")
+                raise InputError(
+                    f"The loss became {value.item()} at step {step}. Lower --learning-rate (now {args.learning_rate:g}) and start "
+                    f"again from the last checkpoint in {args.output}."
+                )
             accelerator.backward(value)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(trained, args.gradient_norm)

@@ -17,18 +17,60 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="iHarmony4-shaped data set")
-    parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="list in the data set (default %(default)s)")
-    parser.add_argument("--from", dest="start", type=Path, required=True, help="checkpoint with stage 1 (kept as it is); its refiner, if any, is trained on")
-    parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 256), help="of a new refiner, multiples of --groups (default %(default)s, small)")
-    parser.add_argument("--layers", type=int, default=2, help="residual layers a level of a new refiner (default %(default)s)")
-    parser.add_argument("--groups", type=int, default=32, help="normalisation groups of a new refiner; every width is a multiple of it (default %(default)s)")
-    parser.add_argument("--in-channels", type=int, choices=sorted(INPUTS), default=7, help="7: harmonized, mask, composite; 4: without the composite; 3: harmonized")
+    parser.add_argument(
+        "--list", type=Path, default=Path("IHD_train.txt"), help="list in the data set (default %(default)s)"
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        required=True,
+        help="checkpoint with stage 1 (kept as it is); its refiner, if any, is trained on",
+    )
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs="+",
+        default=(64, 128, 256, 256),
+        help="of a new refiner, multiples of --groups (default %(default)s, small)",
+    )
+    parser.add_argument(
+        "--layers", type=int, default=2, help="residual layers a level of a new refiner (default %(default)s)"
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        default=32,
+        help="normalisation groups of a new refiner; every width is a multiple of it (default %(default)s)",
+    )
+    parser.add_argument(
+        "--in-channels",
+        type=int,
+        choices=sorted(INPUTS),
+        default=7,
+        help="7: harmonized, mask, composite; 4: without the composite; 3: harmonized",
+    )
     parser.add_argument("--size", type=int, default=256, help="resolution of the refinement (default %(default)s)")
-    parser.add_argument("--resolution", type=int, default=0, help="resolution of stage 1 (default: the checkpoint's own)")
-    parser.add_argument("--crop", type=int, default=0, help="train on random crops of this side, a multiple of 8 (default: whole pictures)")
-    parser.add_argument("--cache-outputs", type=int, default=0, metavar="K", help="run stage 1 K times for every pair before training, each time with another "
-                        "crop and noise, instead of anew in each step (default %(default)s: off)")
-    parser.add_argument("--limit", type=int, default=0, help="use only this many pairs, evenly spread over the list (default: all)")
+    parser.add_argument(
+        "--resolution", type=int, default=0, help="resolution of stage 1 (default: the checkpoint's own)"
+    )
+    parser.add_argument(
+        "--crop",
+        type=int,
+        default=0,
+        help="train on random crops of this side, a multiple of 8 (default: whole pictures)",
+    )
+    parser.add_argument(
+        "--cache-outputs",
+        type=int,
+        default=0,
+        metavar="K",
+        help="run stage 1 K times for every pair before training, each time with another "
+        "crop and noise, instead of anew in each step (default %(default)s: off)",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=0, help="use only this many pairs, evenly spread over the list (default: all)"
+    )
     loop.add_arguments(parser, steps=50_000, batch_size=16, learning_rate=1e-4)
 
 
@@ -43,15 +85,26 @@ def run(args: argparse.Namespace) -> None:
     if start.refiner is not None:
         refiner = checkpoint.build_refiner(start.refiner).float()
     else:
-        refiner = Refiner(in_channels=args.in_channels, block_out_channels=tuple(args.widths), layers_per_block=args.layers, norm_num_groups=args.groups)
+        refiner = Refiner(
+            in_channels=args.in_channels,
+            block_out_channels=tuple(args.widths),
+            layers_per_block=args.layers,
+            norm_num_groups=args.groups,
+        )
     pairs = data.Pairs(args.dataset, args.list, args.size, limit=args.limit)
 
     def harmonize(batch, seeds):
         return {**batch, "harmonized": harmonized(stage1, batch, args.resolution, args.size, seeds)}
 
     if args.cache_outputs:
-        made_of = {"stage1": cache.fingerprint(stage1.unet), "resolution": str(args.resolution), "limit": str(args.limit)}
-        samples = cache.Cached(args.output / "stage1.safetensors", pairs, args, args.cache_outputs, harmonize, torch.uint8, made_of)
+        made_of = {
+            "stage1": cache.fingerprint(stage1.unet),
+            "resolution": str(args.resolution),
+            "limit": str(args.limit),
+        }
+        samples = cache.Cached(
+            args.output / "stage1.safetensors", pairs, args, args.cache_outputs, harmonize, torch.uint8, made_of
+        )
     else:
         samples = pairs
     if args.crop:
@@ -71,16 +124,26 @@ def run(args: argparse.Namespace) -> None:
             gain = 10 * torch.log10(before[inside].mean() / (refined - target).square()[inside].mean())
         return value, {"foreground_gain_db": gain.item()}
 
-    shown = [samples.get(index, np.random.default_rng((17, index))) for index in range(0, len(samples), max(1, len(samples) // 6))][:6]
+    shown = [
+        samples.get(index, np.random.default_rng((17, index)))
+        for index in range(0, len(samples), max(1, len(samples) // 6))
+    ][:6]
 
     def sample(model, step):
-        batch = {name: torch.stack([item[name] for item in shown]).to(next(model.parameters()).device) for name in shown[0]}
+        batch = {
+            name: torch.stack([item[name] for item in shown]).to(next(model.parameters()).device) for name in shown[0]
+        }
         if "harmonized" not in batch:
             batch = harmonize(batch, list(range(len(shown))))
         with torch.no_grad():
-            refined = model(stack(batch["harmonized"], batch["composite"], batch["mask"], refiner.config["in_channels"])) / 2 + 0.5
-        sheets.save([batch[name].cpu() for name in ("composite", "mask", "harmonized")] + [refined.cpu(), batch["real"].cpu()],
-                    args.output / "samples" / f"{step:07d}.jpg")
+            refined = (
+                model(stack(batch["harmonized"], batch["composite"], batch["mask"], refiner.config["in_channels"])) / 2
+                + 0.5
+            )
+        sheets.save(
+            [batch[name].cpu() for name in ("composite", "mask", "harmonized")] + [refined.cpu(), batch["real"].cpu()],
+            args.output / "samples" / f"{step:07d}.jpg",
+        )
 
     def export(model):
         start.refiner = checkpoint.part_from(model)

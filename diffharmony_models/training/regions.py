@@ -43,7 +43,9 @@ def _grow(image, labels, goal, rng):
     """A random segment and its neighbours, the most alike first, until `goal` of the picture is covered. The border is avoided as a start."""
     number = labels.max() + 1
     sizes = np.bincount(labels.ravel(), minlength=number)
-    colors = np.stack([np.bincount(labels.ravel(), image[..., c].ravel(), number) for c in range(3)], 1) / sizes[:, None]
+    colors = (
+        np.stack([np.bincount(labels.ravel(), image[..., c].ravel(), number) for c in range(3)], 1) / sizes[:, None]
+    )
     touching = np.zeros((number, number), bool)
     for first, second in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
         touching[first, second] = touching[second, first] = True
@@ -58,7 +60,9 @@ def _grow(image, labels, goal, rng):
             break
         mean = (colors[inside] * sizes[inside, None]).sum(0) / sizes[inside].sum()
         candidates = np.flatnonzero(near)
-        inside[candidates[np.argmin(((colors[candidates] - mean) ** 2).sum(1) + rng.exponential(0.02, len(candidates)))]] = True
+        inside[
+            candidates[np.argmin(((colors[candidates] - mean) ** 2).sum(1) + rng.exponential(0.02, len(candidates)))]
+        ] = True
     return inside[labels]
 
 

@@ -33,7 +33,9 @@ def read_index(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no index {path}: give a JSON-lines file with fields image and mask, or --photos and --masks folders")
+        raise InputError(
+            f"no index {path}: give a JSON-lines file with fields image and mask, or --photos and --masks folders"
+        )
     entries = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -42,13 +44,22 @@ def read_index(path):
             row = json.loads(line)
             image = str(row["image"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: expected a JSON object with at least an 'image' field, got {line[:80]!r}") from error
+            raise InputError(
+                f"{path}, line {number}: expected a JSON object with at least an 'image' field, got {line[:80]!r}"
+            ) from error
         mask = row.get("mask")
         group = row.get("group") or Path(image).with_suffix("").as_posix()
-        entries.append(Entry(
-            image=str(path.parent / image), mask=str(path.parent / mask) if mask else None, source=str(row.get("source") or "own"),
-            group=str(group), key=f"{image}|{mask or ''}", label=row.get("label"), licence=row.get("licence"),
-        ))
+        entries.append(
+            Entry(
+                image=str(path.parent / image),
+                mask=str(path.parent / mask) if mask else None,
+                source=str(row.get("source") or "own"),
+                group=str(group),
+                key=f"{image}|{mask or ''}",
+                label=row.get("label"),
+                licence=row.get("licence"),
+            )
+        )
     if not entries:
         raise InputError(f"{path} names no photo: expected one JSON object a line with image and mask")
     return entries
@@ -61,7 +72,9 @@ def read_folders(photos, masks=None):
     """
     photos = Path(photos)
     if not photos.is_dir() or (masks is not None and not Path(masks).is_dir()):
-        raise InputError(f"no folder {photos if not photos.is_dir() else masks}: give a folder of photos and one of masks with the same names")
+        raise InputError(
+            f"no folder {photos if not photos.is_dir() else masks}: give a folder of photos and one of masks with the same names"
+        )
     files = _pictures(photos)
     if masks is None:
         found = [_own(file, photos, None) for file in files]
@@ -77,18 +90,28 @@ def read_folders(photos, masks=None):
             if photo is not None:
                 found.append(_own(photo, photos, mask))
     if not found:
-        raise InputError(f"nothing to use in {photos}: expected pictures ({', '.join(sorted(PICTURES))}) and, for a.jpg, a mask a.png or a_0.png")
+        raise InputError(
+            f"nothing to use in {photos}: expected pictures ({', '.join(sorted(PICTURES))}) and, for a.jpg, a mask a.png or a_0.png"
+        )
     return found
 
 
 def _own(photo, root, mask):
     relative = photo.relative_to(root)
     scene = relative.parent.as_posix() if relative.parent.parts else relative.stem
-    return Entry(str(photo), None if mask is None else str(mask), "own", scene, f"{relative.as_posix()}|{mask.name if mask else ''}")
+    return Entry(
+        str(photo),
+        None if mask is None else str(mask),
+        "own",
+        scene,
+        f"{relative.as_posix()}|{mask.name if mask else ''}",
+    )
 
 
 def _pictures(folder):
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and not file.name.startswith("."))
+    return sorted(
+        file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and not file.name.startswith(".")
+    )
 
 
 def digest(*parts):
@@ -97,7 +120,7 @@ def digest(*parts):
 
 
 def side(entry, seed, test_share):
-    """"train" or "test", for the whole scene that the entry belongs to."""
+    """ "train" or "test", for the whole scene that the entry belongs to."""
     return "test" if digest("split", seed, entry.source, entry.group) < test_share * 2**64 else "train"
 
 
@@ -116,7 +139,13 @@ def reference_pools(entries, seed, test_share):
 
 def pick_reference(entry, where, pools, rng):
     """Another scene's entry: of the same label where there is one (7 times in 10), else of the same source or any, or a photo without mask."""
-    ways = [(0.7, ("label", entry.label)), (0.4, ("source", entry.source)), (0.5, ("any", "mask")), (1.0, ("any", "photo")), (1.0, ("any", "mask"))]
+    ways = [
+        (0.7, ("label", entry.label)),
+        (0.4, ("source", entry.source)),
+        (0.5, ("any", "mask")),
+        (1.0, ("any", "photo")),
+        (1.0, ("any", "mask")),
+    ]
     for chance, (kind, value) in ways:
         pool = pools.get((where, kind, value), ())
         if rng.random() < chance and pool:

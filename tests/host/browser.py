@@ -14,7 +14,14 @@ from harness import Failed, Host
 START = 300_000  # ms until the page is ready, and RUN until a queued workflow has ended; a busy machine needs them
 RUN = 900_000
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 
 _URL = re.compile(r"https?://[^\s'\")]+")
 _READY = "() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.api.clientId"
@@ -59,9 +66,14 @@ class Tab:
         self.page = self.context.new_page()
         self.page.goto(host.address, timeout=START)
         self.page.wait_for_function(_READY, timeout=START)
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")  # the default one lacks its models
+        self.page.evaluate(
+            "app.extensionManager.command.execute('Comfy.NewBlankWorkflow')"
+        )  # the default one lacks its models
         self.errors = []
-        self.page.on("console", lambda said: said.type == "error" and self._hear(f"{said.text} ({said.location.get('url')})", host.address))
+        self.page.on(
+            "console",
+            lambda said: said.type == "error" and self._hear(f"{said.text} ({said.location.get('url')})", host.address),
+        )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def _hear(self, said: str, address: str) -> None:
@@ -76,7 +88,10 @@ class Tab:
         """Opens a workflow as the menu's Open does, and waits until its nodes are there."""
         self.page.evaluate("app.graph.clear()")
         self.page.set_input_files("input#comfy-file-input", path)
-        self.page.wait_for_function("(name) => app.extensionManager.workflow.activeWorkflow.path.includes(name) && app.graph.nodes.length", arg=path.stem)
+        self.page.wait_for_function(
+            "(name) => app.extensionManager.workflow.activeWorkflow.path.includes(name) && app.graph.nodes.length",
+            arg=path.stem,
+        )
         self.page.wait_for_timeout(500)  # what is missing is said a moment later
 
     def complaints(self) -> list[str]:
@@ -85,7 +100,9 @@ class Tab:
 
     def unknown(self) -> list[str]:
         """Classes of nodes in the graph that the page does not know."""
-        return self.page.evaluate("app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types))")
+        return self.page.evaluate(
+            "app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types))"
+        )
 
     def prompt(self) -> dict:
         """What the page would queue, in the API format."""
@@ -120,4 +137,8 @@ def find() -> Path | str:
         path = Path(os.environ["CHROMIUM_PATH"]).expanduser()
         return path if path.is_file() else f"CHROMIUM_PATH is {path}, where there is no file"
     found = next(filter(None, map(shutil.which, NAMES)), None)
-    return Path(found) if found else f"no {', '.join(NAMES)} on the PATH; install Chromium or set CHROMIUM_PATH to try the nodes in the browser"
+    return (
+        Path(found)
+        if found
+        else f"no {', '.join(NAMES)} on the PATH; install Chromium or set CHROMIUM_PATH to try the nodes in the browser"
+    )

@@ -1,10 +1,9 @@
-import pytest
-from safetensors.torch import save_file
-
 import browser
 import graphs
 import harness
+import pytest
 import weights
+from safetensors.torch import save_file
 
 from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models.checkpoint import Part

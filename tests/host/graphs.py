@@ -22,7 +22,14 @@ def wires(host, name: str, composite: torch.Tensor, mask: torch.Tensor) -> tuple
     load = graph("LoadDiffHarmony", checkpoint=name, weight_dtype="fp32")
     picture = graph("TestLoad", file=host.give(value=pictures.image(composite)), kind="tensor")
     matte = graph("TestLoad", file=host.give(value=pictures.mask(mask)), kind="tensor")
-    shared = {"model": load[0], "vae": load[1], "null_text": load[2], "refiner": load[3], "composite": picture[0], "mask": matte[0]}
+    shared = {
+        "model": load[0],
+        "vae": load[1],
+        "null_text": load[2],
+        "refiner": load[3],
+        "composite": picture[0],
+        "mask": matte[0],
+    }
     return graph, shared
 
 
@@ -31,7 +38,13 @@ def pick(shared: dict, *names: str) -> dict:
 
 
 def harmonize(graph: Graph, shared: dict, resolution: int, **changes) -> list:
-    settings = {"seed": SEED, "steps": 5, "sampler_name": "euler_ancestral", "scheduler": "normal", "shape": "keep proportions"}
+    settings = {
+        "seed": SEED,
+        "steps": 5,
+        "sampler_name": "euler_ancestral",
+        "scheduler": "normal",
+        "shape": "keep proportions",
+    }
     inputs = pick(shared, "model", "vae", "null_text", "composite", "mask")
     return graph("HarmonizeLatent", **inputs, resolution=resolution, **{**settings, **changes})[0]
 
@@ -43,7 +56,14 @@ def decode(graph: Graph, shared: dict, latent: list) -> list:
 def ksampler(graph: Graph, model: list, condition: Node, **changes) -> list:
     """Stage 1 as published, by the host's KSampler. condition: a DiffHarmonyConditioning."""
     wired = {"model": model, "positive": condition[0], "negative": condition[1], "latent_image": condition[2]}
-    settings = {"seed": SEED, "steps": 5, "cfg": 1.0, "sampler_name": "euler_ancestral", "scheduler": "normal", "denoise": 1.0}
+    settings = {
+        "seed": SEED,
+        "steps": 5,
+        "cfg": 1.0,
+        "sampler_name": "euler_ancestral",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
     return graph("KSampler", **{**wired, **settings, **changes})[0]
 
 

@@ -79,7 +79,15 @@ class Host:
         self.process = None
 
     def start(self) -> None:
-        for folder in ("models/diffharmony", "input", "output", "user", "temp", "custom_nodes", "elsewhere/harmonizers"):
+        for folder in (
+            "models/diffharmony",
+            "input",
+            "output",
+            "user",
+            "temp",
+            "custom_nodes",
+            "elsewhere/harmonizers",
+        ):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         (self.base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
         (self.base / "custom_nodes" / "diffharmony_testing.py").symlink_to(Path(__file__).with_name("testing_nodes.py"))
@@ -92,7 +100,9 @@ class Host:
         command += ["--base-directory", self.base, "--extra-model-paths-config", paths, "--disable-api-nodes"]
         command += ["--database-url", f"sqlite:///{self.base / 'comfyui.db'}"]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(list(map(str, command)), cwd=self.root, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                list(map(str, command)), cwd=self.root, stdout=log, stderr=subprocess.STDOUT
+            )
         end = time.monotonic() + START
         while True:
             try:

@@ -46,7 +46,14 @@ def test_an_empty_mask_gives_its_frame_back(host):
     latent = harmonize(graph, shared, 64)
     harmonized = decode(graph, shared, latent)
     inputs = pick(shared, "composite", "mask", "refiner")
-    carried = graph("TransferToFullResolution", harmonized=harmonized, **pick(shared, "composite", "mask"), radius=12, detail=1.0, feather=0)
+    carried = graph(
+        "TransferToFullResolution",
+        harmonized=harmonized,
+        **pick(shared, "composite", "mask"),
+        radius=12,
+        detail=1.0,
+        feather=0,
+    )
     refined = graph("RefineResidual", harmonized=harmonized, **inputs, strength=1.0, keep_background=False, feather=0)
     latents, *found = host.fetch(graph, latent, carried[0], refined[0])
     for each in found:

@@ -83,7 +83,9 @@ def test_opens_and_runs(tab, host, name):
     assert not tab.unknown() and not tab.complaints()
     assert examples(name)
     for each in examples(name):
-        assert (host.input / each).read_bytes() == (PICTURES / each).read_bytes(), "the example picture did not come by itself"
+        assert (host.input / each).read_bytes() == (PICTURES / each).read_bytes(), (
+            "the example picture did not come by itself"
+        )
     graph = workflow(host, name)
     assert tab.prompt() == graph.prompt, "the page queues another prompt than the tests run"
 

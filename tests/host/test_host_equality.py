@@ -13,7 +13,14 @@ from diffharmony_models.pipeline import DiffHarmony
 DECODED = 50  # dB
 
 
-def compare(host, name: str, ours: DiffHarmony, resolution: int, sampler: str = "euler_ancestral", shape: str = "keep proportions") -> None:
+def compare(
+    host,
+    name: str,
+    ours: DiffHarmony,
+    resolution: int,
+    sampler: str = "euler_ancestral",
+    shape: str = "keep proportions",
+) -> None:
     composite, mask = pictures.composites()
     graph, shared = wires(host, name, composite, mask)
     latent = harmonize(graph, shared, resolution, sampler_name=sampler, shape=shape)
@@ -41,7 +48,10 @@ def test_the_golden_weights(host, golden_dir):
         link.unlink()
 
 
-@pytest.mark.skipif(os.environ.get("DIFFHARMONY_FULL_SIZE") != "1", reason="set DIFFHARMONY_FULL_SIZE=1 to compare full-size weights (10 GB of memory)")
+@pytest.mark.skipif(
+    os.environ.get("DIFFHARMONY_FULL_SIZE") != "1",
+    reason="set DIFFHARMONY_FULL_SIZE=1 to compare full-size weights (10 GB of memory)",
+)
 def test_full_size_weights(host):
     folder = host.models / "diffharmony" / "full"
     settings = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "attention_head_dim": 8}
@@ -65,11 +75,20 @@ def test_both_endings(host, bundled):
     graph, shared = wires(host, BUNDLED, composite, mask)
     harmonized = decode(graph, shared, harmonize(graph, shared, 128))
     inputs = pick(shared, "composite", "mask", "refiner")
-    carried = graph("TransferToFullResolution", harmonized=harmonized, **pick(shared, "composite", "mask"), radius=12, detail=1.0, feather=2)
+    carried = graph(
+        "TransferToFullResolution",
+        harmonized=harmonized,
+        **pick(shared, "composite", "mask"),
+        radius=12,
+        detail=1.0,
+        feather=2,
+    )
     refined = graph("RefineResidual", harmonized=harmonized, **inputs, strength=1.0, keep_background=True, feather=0)
     found = [each.movedim(-1, 1) for each in host.fetch(graph, carried[0], refined[0])]
     settings = {"seeds": [SEED], "resolution": 128, "harmony_vae": False}
-    assert pictures.psnr(found[0], bundled(composite, mask, ending="transfer", feather=2, **settings).refined) >= DECODED
+    assert (
+        pictures.psnr(found[0], bundled(composite, mask, ending="transfer", feather=2, **settings).refined) >= DECODED
+    )
     assert pictures.psnr(found[1], bundled(composite, mask, ending="paper", **settings).refined) >= DECODED
     outside = (mask == 0).expand_as(composite)
     assert all(torch.equal(each[outside], composite[outside]) for each in found)

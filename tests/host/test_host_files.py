@@ -37,7 +37,9 @@ def test_the_list_has_files_and_published_folders_and_nothing_else(host, publish
     finally:
         shutil.rmtree(mine)
     assert {"base", "mine/zip/base", "mine/one file.safetensors", "elsewhere.safetensors", BUNDLED} <= set(names)
-    assert not [name for name in names if "inverse" in name or "notes" in name or name.endswith(("unet", "vae", "encoder"))]
+    assert not [
+        name for name in names if "inverse" in name or "notes" in name or name.endswith(("unet", "vae", "encoder"))
+    ]
     assert len(names) == len(set(names))
 
 
@@ -59,7 +61,9 @@ def test_the_published_folder_is_loaded_with_what_lies_beside_it(host, published
     graph, shared = wires(host, "base", composite, mask)
     latent = harmonize(graph, shared, 64)
     inputs = {"harmonized": shared["composite"], "composite": shared["composite"], "mask": shared["mask"]}
-    refined = graph("RefineResidual", refiner=shared["refiner"], **inputs, strength=1.0, keep_background=True, feather=0)
+    refined = graph(
+        "RefineResidual", refiner=shared["refiner"], **inputs, strength=1.0, keep_background=True, feather=0
+    )
     found, picture = host.fetch(graph, latent, refined[0])
     assert torch.isfinite(found).all() and not torch.equal(picture, pictures.image(composite))
 
@@ -73,7 +77,10 @@ def test_the_null_text_of_a_folder(host, published):
 
 REFUSED = {
     "of a shared workflow": ("somebodys.safetensors", ["somebodys.safetensors", "models/diffharmony"]),
-    "out of the folder": ("../checkpoints/secret.safetensors", ["../checkpoints/secret.safetensors", "models/diffharmony"]),
+    "out of the folder": (
+        "../checkpoints/secret.safetensors",
+        ["../checkpoints/secret.safetensors", "models/diffharmony"],
+    ),
     "out of the folder, Windows": ("..\\secret.safetensors", ["secret.safetensors", "models/diffharmony"]),
     "out of the folder by a detour": ("base/../../secret.safetensors", ["secret.safetensors", "models/diffharmony"]),
     "absolute": (None, ["models/diffharmony"]),
@@ -116,7 +123,10 @@ def test_a_changed_checkpoint_is_read_again_and_an_unchanged_one_is_not(host, la
         name, path = "changing.safetensors", folder / "changing.safetensors"
         checkpoints.write(content, path)
     else:
-        name, path = "changing/base", folder / "changing" / "base" / "text_encoder" / "diffusion_pytorch_model.safetensors"
+        name, path = (
+            "changing/base",
+            folder / "changing" / "base" / "text_encoder" / "diffusion_pytorch_model.safetensors",
+        )
         weights.published(folder / "changing")
     first, cached = load_only(host, name)
     assert not cached

@@ -75,7 +75,9 @@ def words_of(definition: dict) -> dict:
     words = {"display_name": definition["display_name"], "description": definition["description"]}
     words["inputs"] = {name: {"name": name, "tooltip": settings["tooltip"]} for name, (_, settings) in inputs.items()}
     outputs = {}
-    for place, (kind, name, tooltip) in enumerate(zip(definition["output"], definition["output_name"], definition["output_tooltips"])):
+    for place, (kind, name, tooltip) in enumerate(
+        zip(definition["output"], definition["output_name"], definition["output_tooltips"])
+    ):
         slot = {key: value for key, value in (("name", name if name != kind else None), ("tooltip", tooltip)) if value}
         if slot:
             outputs[str(place)] = slot
@@ -103,7 +105,9 @@ def test_the_host_serves_the_pages_and_pictures(host):
     files = [path for path in DOCS.rglob("*") if path.is_file()]
     assert len(files) > 2 * len(NODES)
     for path in files:
-        with urllib.request.urlopen(f"{host.address}/extensions/{PACK}/docs/{path.relative_to(DOCS).as_posix()}") as answer:
+        with urllib.request.urlopen(
+            f"{host.address}/extensions/{PACK}/docs/{path.relative_to(DOCS).as_posix()}"
+        ) as answer:
             assert answer.read() == path.read_bytes()
 
 
@@ -124,7 +128,9 @@ def test_the_nodes_and_their_help_in_chinese(chinese):
         labels, words = chinese.page.evaluate(_LABELS, node), WORDS["zh"][node]
         assert labels["title"] == words["display_name"]
         shown = {**labels["widgets"], **labels["slots"]}
-        assert {name: shown[name] for name in words["inputs"]} == {name: slot["name"] for name, slot in words["inputs"].items()}
+        assert {name: shown[name] for name in words["inputs"]} == {
+            name: slot["name"] for name, slot in words["inputs"].items()
+        }
         named = {place: slot["name"] for place, slot in words.get("outputs", {}).items() if "name" in slot}
         assert {place: labels["outputs"][int(place)] for place in named} == named
     show_help(chinese, "HarmonizeLatent")

@@ -19,12 +19,28 @@ def moved(*wanted: str) -> dict[str, str]:
         pytest.skip(found)
     if importlib.util.find_spec("pip") is None:
         pytest.skip("there is no pip in the environment that runs the tests")
-    command = [sys.executable, "-m", "pip", "--python", str(found[1]), "install", "--dry-run", "--quiet", "--report", "-", *wanted]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(found[1]),
+        "install",
+        "--dry-run",
+        "--quiet",
+        "--report",
+        "-",
+        *wanted,
+    ]
     done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return {each["metadata"]["name"].lower(): each["metadata"]["version"] for each in json.loads(done.stdout)["install"]}
+    return {
+        each["metadata"]["name"].lower(): each["metadata"]["version"] for each in json.loads(done.stdout)["install"]
+    }
 
 
-@pytest.mark.parametrize("wanted", [("-r", "requirements.txt"), PROJECT["dependencies"]], ids=["requirements.txt", "pyproject.toml"])
+@pytest.mark.parametrize(
+    "wanted", [("-r", "requirements.txt"), PROJECT["dependencies"]], ids=["requirements.txt", "pyproject.toml"]
+)
 def test_installing_moves_nothing_of_the_host(wanted):
     assert not set(moved(*wanted)) & set(UNTOUCHED)

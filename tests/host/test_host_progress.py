@@ -8,7 +8,6 @@ import pictures
 import pytest
 import torch
 from graphs import BUNDLED, condition, decode, harmonize, ksampler, pick, wires
-from PIL import Image
 
 STEPS = 3
 # Runs by the host's Python, which has aiohttp. Prints [kind, node, content] for each progress and preview of a prompt.
@@ -108,6 +107,13 @@ def test_an_ending_shows_each_picture(host, node):
 
 def test_no_previews_for_who_wants_none(host):
     graph, shared = wires(host, BUNDLED, *pictures.composites())
-    ending = graph("TransferToFullResolution", radius=12, detail=1.0, feather=0, harmonized=shared["composite"], **pick(shared, "composite", "mask"))
+    ending = graph(
+        "TransferToFullResolution",
+        radius=12,
+        detail=1.0,
+        feather=0,
+        harmonized=shared["composite"],
+        **pick(shared, "composite", "mask"),
+    )
     progress, previews = watch(host, graph, ending[0], "none")
     assert progress["TransferToFullResolution"][-1] == (1, 1) and not previews

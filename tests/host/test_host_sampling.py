@@ -103,7 +103,9 @@ def test_a_model_node_between_takes_effect_and_leaves_the_model_alone(host, whol
     assert torch.equal(harmonized(host, whole, untouched), plain)
 
 
-@pytest.mark.parametrize("patch", [rescale, lambda graph, model: lora_loader(graph, model, strength=0.0)], ids=["cfg", "lora"])
+@pytest.mark.parametrize(
+    "patch", [rescale, lambda graph, model: lora_loader(graph, model, strength=0.0)], ids=["cfg", "lora"]
+)
 def test_a_model_node_that_has_nothing_to_do_changes_nothing(host, whole, patch):
     assert (harmonized(host, whole, patch) - harmonized(host, whole)).abs().max() <= LATENT
 

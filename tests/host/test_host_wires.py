@@ -44,7 +44,12 @@ CASES = {
     "no MODEL": ("HarmonizeLatent", "model", NOTHING, ["no MODEL", "UNet", "LoadDiffHarmony"]),
     # VAE
     "Flux VAE": ("HarmonizeLatent", "vae", fake("Flux VAE"), ["16 latent channels", "4", "VAELoader"]),
-    "Flux VAE for conditioning": ("DiffHarmonyConditioning", "vae", fake("Flux VAE"), ["16 latent channels", "4", "VAELoader"]),
+    "Flux VAE for conditioning": (
+        "DiffHarmonyConditioning",
+        "vae",
+        fake("Flux VAE"),
+        ["16 latent channels", "4", "VAELoader"],
+    ),
     "Flux VAE for decoding": ("VAEDecodeHigherRes", "vae", fake("Flux VAE"), ["16 latent channels", "4", "VAELoader"]),
     "no VAE": ("HarmonizeLatent", "vae", NOTHING, ["no VAE", "VAELoader"]),
     "no VAE for conditioning": ("DiffHarmonyConditioning", "vae", NOTHING, ["no VAE", "VAELoader"]),
@@ -56,26 +61,61 @@ CASES = {
     "no text for conditioning": ("DiffHarmonyConditioning", "null_text", NOTHING, ["no null text", "LoadDiffHarmony"]),
     # pictures and masks
     "three masks for two pictures": ("HarmonizeLatent", "mask", image(3, HEIGHT, WIDTH), ["2 composites", "3 masks"]),
-    "two masks for one picture": ("DiffHarmonyConditioning", "composite", image(1, HEIGHT, WIDTH, 3), ["1 composites", "2 masks"]),
+    "two masks for one picture": (
+        "DiffHarmonyConditioning",
+        "composite",
+        image(1, HEIGHT, WIDTH, 3),
+        ["1 composites", "2 masks"],
+    ),
     "mask of other proportions": ("HarmonizeLatent", "mask", image(1, WIDTH, HEIGHT), ["128x96", "96x128"]),
-    "mask of other proportions, conditioning": ("DiffHarmonyConditioning", "mask", image(1, 96, 96), ["128x96", "96x96"]),
+    "mask of other proportions, conditioning": (
+        "DiffHarmonyConditioning",
+        "mask",
+        image(1, 96, 96),
+        ["128x96", "96x96"],
+    ),
     "mask of other proportions, refining": ("RefineResidual", "mask", image(1, 96, 96), ["128x96", "96x96"]),
     "mask of other proportions, transfer": ("TransferToFullResolution", "mask", image(1, 96, 96), ["128x96", "96x96"]),
-    "the mask that LoadImage makes up": ("HarmonizeLatent", "mask", lambda host, graph: tensor(host, graph, 1, 64, 64, value=0.0), ["64x64", "no mask is drawn", "Load Image (as Mask)"]),
+    "the mask that LoadImage makes up": (
+        "HarmonizeLatent",
+        "mask",
+        lambda host, graph: tensor(host, graph, 1, 64, 64, value=0.0),
+        ["64x64", "no mask is drawn", "Load Image (as Mask)"],
+    ),
     "an image as mask": ("HarmonizeLatent", "mask", image(1, HEIGHT, WIDTH, 3), ["MASK", "ImageToMask"]),
     "a mask as image": ("HarmonizeLatent", "composite", image(1, HEIGHT, WIDTH), ["IMAGE", "composite"]),
     "no composite": ("HarmonizeLatent", "composite", NOTHING, ["no composite", "LoadImage"]),
     "no mask": ("TransferToFullResolution", "mask", NOTHING, ["no mask", "MASK"]),
     "an empty batch": ("HarmonizeLatent", "composite", image(0, HEIGHT, WIDTH, 3), ["empty batch"]),
-    "a single harmonized picture": ("RefineResidual", "harmonized", image(1, HEIGHT, WIDTH, 3), ["1 harmonized", "2 composites"]),
+    "a single harmonized picture": (
+        "RefineResidual",
+        "harmonized",
+        image(1, HEIGHT, WIDTH, 3),
+        ["1 harmonized", "2 composites"],
+    ),
     "another picture harmonized": ("RefineResidual", "harmonized", image(2, 512, 128, 3), ["128x512", "128x96"]),
-    "another picture for transfer": ("TransferToFullResolution", "harmonized", image(2, 512, 128, 3), ["128x512", "128x96"]),
-    "a composite that was not the one": ("VAEDecodeHigherRes", "composite", image(2, 512, 128, 3), ["128x512", "composite"]),
+    "another picture for transfer": (
+        "TransferToFullResolution",
+        "harmonized",
+        image(2, 512, 128, 3),
+        ["128x512", "128x96"],
+    ),
+    "a composite that was not the one": (
+        "VAEDecodeHigherRes",
+        "composite",
+        image(2, 512, 128, 3),
+        ["128x512", "composite"],
+    ),
     # LATENT
     "Flux LATENT": ("HarmonizeLatent", "latent", latent(2, 16, 12, 16), ["[2, 16, 12, 16]", "4"]),
     "video LATENT": ("HarmonizeLatent", "latent", latent(1, 4, 2, 12, 16), ["[1, 4, 2, 12, 16]", "4"]),
     "LATENT of another picture": ("HarmonizeLatent", "latent", latent(2, 4, 40, 8), ["64x320", "128x96"]),
-    "three LATENTs for two pictures": ("HarmonizeLatent", "latent", latent(3, 4, 12, 16), ["2 composites", "3 latents"]),
+    "three LATENTs for two pictures": (
+        "HarmonizeLatent",
+        "latent",
+        latent(3, 4, 12, 16),
+        ["2 composites", "3 latents"],
+    ),
     "Flux LATENT for decoding": ("VAEDecodeHigherRes", "samples", latent(2, 16, 12, 16), ["[2, 16, 12, 16]", "4"]),
     # the rest
     "no refiner": ("RefineResidual", "refiner", NOTHING, ["no refiner", "refinement", "LoadDiffHarmony"]),
@@ -84,7 +124,14 @@ CASES = {
 
 def node(graph, shared: dict, name: str, **changes):
     if name == "HarmonizeLatent":
-        settings = {"seed": 0, "steps": 1, "sampler_name": "euler", "scheduler": "normal", "resolution": 64, "shape": "keep proportions"}
+        settings = {
+            "seed": 0,
+            "steps": 1,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "resolution": 64,
+            "shape": "keep proportions",
+        }
         inputs = pick(shared, "model", "vae", "null_text", "composite", "mask")
     elif name == "DiffHarmonyConditioning":
         settings = {"resolution": 64, "shape": "keep proportions"}
@@ -112,7 +159,10 @@ def test_wrong_wires(host, case):
     name, place, wrong, words = CASES[case]
     graph, shared = wired(host)
     with pytest.raises(Failed) as failure:
-        host.fetch(graph, node(graph, shared, name, **{place: wrong(host, graph)})[2 if name == "DiffHarmonyConditioning" else 0])
+        host.fetch(
+            graph,
+            node(graph, shared, name, **{place: wrong(host, graph)})[2 if name == "DiffHarmonyConditioning" else 0],
+        )
     message = str(failure.value)
     assert (failure.value.node, failure.value.kind) == (name, "ValueError"), message
     assert all(word in message for word in words), message
@@ -121,7 +171,10 @@ def test_wrong_wires(host, case):
 # What reaches the host's own KSampler as CONDITIONING, and the words of its message.
 SAMPLER_CASES = {
     "a text encoder's": (lambda host, graph, shared: text(768)(host, graph), ["768", "64", "DiffHarmonyConditioning"]),
-    "the null text without the composite": (lambda host, graph, shared: shared["null_text"], ["composite", "DiffHarmonyConditioning"]),
+    "the null text without the composite": (
+        lambda host, graph, shared: shared["null_text"],
+        ["composite", "DiffHarmonyConditioning"],
+    ),
     "a composite with another checkpoint's null text": (
         lambda host, graph, shared: condition(graph, {**shared, "null_text": text(24)(host, graph)}, 64)[0],
         ["24", "64", "LoadDiffHarmony"],
@@ -141,7 +194,10 @@ def test_wrong_conditioning_at_a_sampler(host, case):
     assert failure.value.kind == "ValueError" and all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("name", ["HarmonizeLatent", "DiffHarmonyConditioning", "VAEDecodeHigherRes", "RefineResidual", "TransferToFullResolution"])
+@pytest.mark.parametrize(
+    "name",
+    ["HarmonizeLatent", "DiffHarmonyConditioning", "VAEDecodeHigherRes", "RefineResidual", "TransferToFullResolution"],
+)
 def test_the_right_wires_of_these_cases_work(host, name):
     graph, shared = wired(host)
     (found,) = host.fetch(graph, node(graph, shared, name)[2 if name == "DiffHarmonyConditioning" else 0])

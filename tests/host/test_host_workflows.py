@@ -104,7 +104,9 @@ def test_stage1_ksampler(host, bundled):
     change(graph, "DiffHarmonyConditioning", resolution=128)
     change(graph, "KSampler", seed=3)
     height, width = 128, 128
-    latents = bundled.harmonize_latents(composite, mask, resolution=128, noise=hosts_noise((1, 4, height // 8, width // 8), 3))
+    latents = bundled.harmonize_latents(
+        composite, mask, resolution=128, noise=hosts_noise((1, 4, height // 8, width // 8), 3)
+    )
     expected = bundled.finish(bundled.decode(latents), composite, mask)
     compare(result(host, graph), expected, composite, mask)
 
@@ -119,7 +121,9 @@ def test_generate_paste_harmonize(host, bundled, sd15):
         change(graph, "PrimitiveInt", title, value=value)
     change(graph, "KSampler", steps=1)
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
-    composite, mask = host.fetch(graph, wire(graph, "HarmonizeLatent", "composite"), wire(graph, "HarmonizeLatent", "mask"))
+    composite, mask = host.fetch(
+        graph, wire(graph, "HarmonizeLatent", "composite"), wire(graph, "HarmonizeLatent", "mask")
+    )
     composite, mask = composite.movedim(-1, 1), mask[:, None]
     assert torch.equal(mask[0, 0, 24:72, 40:80], (thing[3] * 255).round() / 255)
     assert mask.sum() == 32 * 28
@@ -160,14 +164,22 @@ def test_video_frames(host, bundled):
         name = graph.prompt[only(graph, "LoadVideo", title)]["inputs"]["file"]
         (host.input / name).write_bytes((ROOT / "workflows/pictures" / name).read_bytes())
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
-    names = [wire(graph, "HarmonizeLatent", "composite"), wire(graph, "HarmonizeLatent", "mask"), wire(graph, "CreateVideo", "images")]
+    names = [
+        wire(graph, "HarmonizeLatent", "composite"),
+        wire(graph, "HarmonizeLatent", "mask"),
+        wire(graph, "CreateVideo", "images"),
+    ]
     composite, mask, found = host.fetch(graph, *names)
     composite, mask, found = composite.movedim(-1, 1), mask[:, None], found.movedim(-1, 1)
     assert len(composite) == len(mask) == len(found) == 16
-    assert 0.1 < mask.mean() < 0.5 and ((mask == 0) | (mask > 0.99)).float().mean() > 0.9  # newer hosts read white as 254
+    assert (
+        0.1 < mask.mean() < 0.5 and ((mask == 0) | (mask > 0.99)).float().mean() > 0.9
+    )  # newer hosts read white as 254
     for index in (0, 15):
         one = (composite[index : index + 1], mask[index : index + 1])
-        expected = bundled(*one, resolution=128, seeds=3, harmony_vae=False).refined  # fixed_noise: the same seed for all
+        expected = bundled(
+            *one, resolution=128, seeds=3, harmony_vae=False
+        ).refined  # fixed_noise: the same seed for all
         compare(found[index : index + 1], expected, *one)
     outputs = host.run(graph).outputs
     saved = outputs[only(graph, "SaveVideo")]["images"][0]

@@ -216,7 +216,9 @@ KINDS = {
     "nothing": lambda: None,
     "SD 1.5": unet(comfy.supported_models.SD15),
     "SDXL": unet(comfy.supported_models.SDXL, use_linear_in_transformer=True, adm_in_channels=2816),
-    "SDXL inpainting": unet(comfy.supported_models.SDXL, use_linear_in_transformer=True, adm_in_channels=2816, in_channels=9),
+    "SDXL inpainting": unet(
+        comfy.supported_models.SDXL, use_linear_in_transformer=True, adm_in_channels=2816, in_channels=9
+    ),
     "Flux": flux,
     "Flux VAE": vae(16),
     "tiny VAE": vae(4),

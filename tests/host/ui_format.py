@@ -7,8 +7,17 @@ from harness import Host
 
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
-TYPED = {"BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3", "FLOAT", "INT", "STRING"}  # inputs that have a widget, and a value in the file
-SENT = {"IMAGECOMPARE": {"__value__": ["", ""]}}  # widgets whose value is not in the file, and what the page sends for them
+TYPED = {
+    "BOOLEAN",
+    "COMBO",
+    "COMFY_DYNAMICCOMBO_V3",
+    "FLOAT",
+    "INT",
+    "STRING",
+}  # inputs that have a widget, and a value in the file
+SENT = {
+    "IMAGECOMPARE": {"__value__": ["", ""]}
+}  # widgets whose value is not in the file, and what the page sends for them
 UPLOADS = ("image_upload", "video_upload")  # loaders with these have one value more, of their upload button
 
 
@@ -18,7 +27,9 @@ def prompt(workflow: dict, host: Host) -> dict:
     nodes = {}
     for node in workflow["nodes"]:
         if node["mode"] == BYPASSED or node["type"] == "Reroute":
-            raise ValueError(f"Node {node['id']} ({node['type']}) is bypassed or a reroute, which this does not follow. Wire past it.")
+            raise ValueError(
+                f"Node {node['id']} ({node['type']}) is bypassed or a reroute, which this does not follow. Wire past it."
+            )
         if node["mode"] != MUTED and node["type"] not in NOTES:
             nodes[str(node["id"])] = node
     result = {}
@@ -31,7 +42,11 @@ def prompt(workflow: dict, host: Host) -> dict:
                 inputs.pop(slot["name"], None)
                 if origin in nodes:
                     inputs[slot["name"]] = [origin, output]
-        result[identity] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", info["display_name"])}}
+        result[identity] = {
+            "class_type": node["type"],
+            "inputs": inputs,
+            "_meta": {"title": node.get("title", info["display_name"])},
+        }
     return result
 
 

@@ -25,7 +25,12 @@ def unet(seed: int = 0, **more) -> Part:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
-    settings = {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1, "cross_attention_dim": WIDTH, "attention_head_dim": 4}
+    settings = {
+        "block_out_channels": (32, 64, 64, 64),
+        "layers_per_block": 1,
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,
+    }
     return checkpoints.part_from(UNet2DConditionModel(in_channels=9, **{**settings, **more}))
 
 
@@ -35,7 +40,9 @@ def vae(widths: tuple = (32, 32, 64, 64), layers: int = 1) -> Part:
 
     torch.manual_seed(1)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return checkpoints.part_from(AutoencoderKL(block_out_channels=widths, layers_per_block=layers, **blocks, scaling_factor=0.18215))
+    return checkpoints.part_from(
+        AutoencoderKL(block_out_channels=widths, layers_per_block=layers, **blocks, scaling_factor=0.18215)
+    )
 
 
 def published(folder: Path, unet_part: Part | None = None, width: int = WIDTH) -> None:
@@ -54,7 +61,9 @@ def published(folder: Path, unet_part: Part | None = None, width: int = WIDTH) -
     (base / "scheduler").mkdir()
     (base / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "epsilon"}')
     torch.manual_seed(2)
-    encoder = CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2))
+    encoder = CLIPTextModel(
+        CLIPTextConfig(hidden_size=width, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    )
     config = json.loads(encoder.config.to_json_string()) | {"architectures": ["CLIPTextModel"]}
     state = {"text_model." + key.removeprefix("text_model."): value for key, value in encoder.state_dict().items()}
     lay(base / "text_encoder", Part(config, state))
