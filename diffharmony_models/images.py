@@ -4,14 +4,16 @@ import errno
 import io
 import logging
 import os
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
 
 from .errors import InputError
 
@@ -35,6 +37,9 @@ READABLE = (
 )
 """The file names that a folder is searched for. A file named outright may have any name; its content decides."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+"""The formats that are opened, by Pillow's names. Others, some of which start a program (EPS), are never tried."""
+
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
 ALPHA_FORMATS = ("PNG", "WEBP")
@@ -42,13 +47,31 @@ ALPHA_FORMATS = ("PNG", "WEBP")
 MAX_PIXELS = 178_956_970
 """The largest picture read or written, in pixels: where Pillow, too, speaks of a decompression bomb."""
 
+MAX_BYTES = 8 * MAX_PIXELS
+"""The largest file read: that many pixels, not compressed, with 16 bits in each of four channels."""
+
+LARGEST_PROFILE = 2**24
+"""Bytes of a colour profile: what fits into a JPEG."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture of that EXIF orientation upright."""
+
 
 @dataclass(frozen=True)
 class Picture:
     """A picture as read from a file, turned upright.
 
-    pixels: float32 [1, 3, H, W] in [0, 1], in the file's own colour space; alpha: float32 [1, 1, H, W] in [0, 1], or None where
-    the file has none; icc_profile: the RGB profile to write back, or None; turned: whether an EXIF orientation was applied.
+    pixels: float32 [1, 3, H, W] in [0, 1], in the file's own colour space; alpha: float32 [1, 1, H, W] in [0, 1], or
+    None where the file has none; icc_profile: the RGB profile to write back, or None; turned: whether the EXIF
+    orientation made its width its height.
     """
 
     pixels: torch.Tensor
@@ -62,32 +85,97 @@ class Picture:
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
 
-def read_image(path: str | os.PathLike) -> Picture:
-    """Reads a picture of any mode that Pillow opens: 1, L, 16 bits, palette, RGBA, LA, CMYK, Lab, …; of several frames, the first.
+@dataclass(frozen=True)
+class _Decoded:
+    """A file's picture, upright: colors in mode RGB (deep grey: I;16, I or F), alpha in mode L; the rest as in `Picture`."""
 
-    CMYK, Lab and grey pictures with a profile of their own are brought to sRGB. Pillow reads 16-bit *colour* files as 8 bits.
-    ValueError where the file is no whole picture or is larger than MAX_PIXELS; FileNotFoundError and the like as they come.
+    colors: Image.Image
+    alpha: Image.Image | None
+    icc_profile: bytes | None
+    turned: bool
+
+    @property
+    def deep(self) -> bool:
+        return self.colors.mode != "RGB"
+
+
+def read_image(path: str | os.PathLike) -> Picture:
+    """Reads a picture of any mode: 1, L, 16 bits, palette, RGBA, LA, CMYK, Lab, …; of several frames, the first.
+
+    CMYK, Lab and grey pictures with a profile of their own are brought to sRGB. Pillow reads 16-bit *colour* files as
+    8 bits. InputError, which names the file, for whatever is wrong with it: not there, no regular file, no whole
+    picture, too large.
     """
-    image, turned = _open(path)
-    pixels, alpha = _channels(image, path)
-    profile = image.info.get("icc_profile")
-    if _profile_space(profile) != b"RGB ":
-        profile = None
-    return Picture(pixels, alpha, profile, turned)
+    decoded = _decode(path)
+    pixels = _high_depth(decoded.colors, path).expand(-1, 3, -1, -1).contiguous() if decoded.deep else None
+    return Picture(
+        _to_tensor(decoded.colors) if pixels is None else pixels,
+        None if decoded.alpha is None else _to_tensor(decoded.alpha),
+        decoded.icc_profile,
+        decoded.turned,
+    )
 
 
 def read_mask(path: str | os.PathLike) -> torch.Tensor:
     """Reads a mask: float32 [1, 1, H, W] in [0, 1], 1 = foreground.
 
-    Where the file has an alpha channel that is not opaque all over, that is the mask; otherwise a pixel's brightest channel (so that
-    a red or green mask on black counts as much as a white one). Errors as in `read_image`.
+    Where the file has an alpha channel that is not opaque all over, that is the mask; otherwise a pixel's brightest
+    channel (so that a red or green mask on black counts as much as a white one). Errors as in `read_image`.
     """
-    image, _ = _open(path)
-    image.info.pop("icc_profile", None)  # a mask's numbers are no colours
-    pixels, alpha = _channels(image, path)
-    if alpha is not None and alpha.min() < 1:
-        return alpha
-    return pixels.amax(dim=1, keepdim=True)
+    decoded = _decode(path, colors=False)
+    return _high_depth(decoded.colors, path) if decoded.deep else _to_tensor(_matte(decoded))
+
+
+def open_picture(path: str | os.PathLike, least_side: int = 0) -> Image.Image:
+    """What `read_image` reads, without alpha, as a Pillow image of mode RGB.
+
+    least_side: a JPEG may be decoded at a fraction of its size that keeps both sides at least so long, which is
+    quicker; 0: never.
+    """
+    decoded = _decode(path, least_side)
+    if decoded.deep:
+        return Image.fromarray(to_bytes(_high_depth(decoded.colors, path))[:, :, 0]).convert("RGB")
+    return decoded.colors
+
+
+def open_mask(path: str | os.PathLike) -> Image.Image:
+    """What `read_mask` reads, as a Pillow image of mode L."""
+    decoded = _decode(path, colors=False)
+    if decoded.deep:
+        return Image.fromarray(to_bytes(_high_depth(decoded.colors, path))[:, :, 0])
+    return _matte(decoded)
+
+
+@contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """A picture file, not yet decoded, as Pillow opens it: the one gate through which every picture comes.
+
+    Only regular files of the formats in FORMATS, found by their content, and of at most MAX_PIXELS are opened (TGA,
+    whose content does not tell, by its name). Whatever is raised here or inside the block is the file's fault: an
+    InputError that names it.
+    """
+    path = Path(path)
+    formats = (*FORMATS, "TGA") if path.suffix.lower() == ".tga" else FORMATS
+    with _regular_file(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; what matters is raised below
+        try:
+            with Image.open(file, formats=formats) as image:
+                _check_size(path, image.size)
+                yield image
+        except InputError:
+            raise
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"{path} is not a picture that can be read (unknown format or damaged); give a PNG, JPEG, WebP or TIFF"
+            ) from error
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{path} is too large: {error}; scale it down first") from error
+        except MemoryError as error:
+            raise InputError(f"{path} does not fit into memory; scale it down first") from error
+        except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+            raise InputError(
+                f"{path} is damaged or cut short and cannot be read ({error}); save or download it again"
+            ) from error
 
 
 def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -> str:
@@ -213,60 +301,95 @@ def comparison_sheet(
     return _to_tensor(sheet)
 
 
-def _open(path: str | os.PathLike) -> tuple[Image.Image, bool]:
-    """The first frame of a file, upright and fully decoded, and whether it had to be turned."""
-    path = Path(path)
-    if path.is_dir():
+def _regular_file(path: Path) -> io.BufferedReader:
+    """The file, open for reading. InputError for no regular file, before a pipe could wait or a device do something."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    try:
+        _check_regular(path, os.stat(path))
+        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115: closed by the caller
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; check the name") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise InputError(f"{path} cannot be opened ({error}); check the name and the permissions") from error
+    try:
+        _check_regular(path, os.fstat(file.fileno()))  # it may have been exchanged meanwhile
+    except InputError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a folder; expected a picture file")
-    with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; what matters is raised below
-        try:
-            image = Image.open(file)
-            _check_area(path, image.size)
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                logger.warning("%s has %d frames; only the first is used", path, image.n_frames)
-                image.seek(0)
-            image.load()
-            turned = image.getexif().get(0x0112, 1) != 1  # the EXIF orientation
-            return ImageOps.exif_transpose(image), turned
-        except UnidentifiedImageError as error:
-            raise InputError(
-                f"{path} is not a picture that can be read (unknown format or damaged); give a PNG, JPEG, WebP or TIFF"
-            ) from error
-        except _TooLarge:
-            raise
-        except Image.DecompressionBombError as error:
-            raise InputError(f"{path} is too large: {error}; scale it down first") from error
-        except MemoryError as error:
-            raise InputError(f"{path} does not fit into memory; scale it down first") from error
-        except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-            raise InputError(
-                f"{path} is damaged or cut short and cannot be read ({error}); save or download it again"
-            ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is not a regular file; expected a picture file")
+    if status.st_size > MAX_BYTES:
+        raise InputError(f"{path} is too large: {status.st_size:,} bytes; at most {MAX_BYTES:,} are read")
 
 
-class _TooLarge(InputError):
-    """Told apart from the ValueErrors that Pillow itself raises on damaged files."""
-
-
-def _check_area(path: Path, size: tuple[int, int]) -> None:
+def _check_size(path: Path, size: tuple[int, int]) -> None:
     width, height = size
+    if min(size) < 1:
+        raise InputError(f"{path} has no pixels ({width}x{height}); save it again")
     if width * height > MAX_PIXELS:
-        raise _TooLarge(
-            f"{path} is too large: {width}x{height}; at most {MAX_PIXELS // 1_000_000} megapixels are read, scale it down first"
+        raise InputError(
+            f"{path} is too large: {width}x{height}; at most {MAX_PIXELS // 1_000_000} megapixels are read,"
+            " scale it down first"
         )
 
 
-def _channels(image: Image.Image, path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """RGB [1, 3, H, W] and alpha [1, 1, H, W] or None, float32 in [0, 1]."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _high_depth(image, path).expand(-1, 3, -1, -1).contiguous(), None
+def _decode(path: str | os.PathLike, least_side: int = 0, colors: bool = True) -> _Decoded:
+    """The first frame of a file. colors: False for a mask, whose numbers are no colours and follow no profile."""
+    with opened(path) as image:
+        if least_side:
+            image.draft(None, (least_side, least_side))
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            logger.warning("%s has several frames; only the first is used", path)
+            image.seek(0)
+        stored = image.size
+        image.load()
+        profile = _profile(image, path) if colors else None
+        upright = _upright(image, path)
+        if upright.mode.startswith("I") or upright.mode == "F":
+            plain, alpha = upright, None
+        else:
+            plain, alpha = _channels(upright, profile)
+        rgb = profile is not None and _profile_space(profile) == b"RGB "
+        return _Decoded(plain, alpha, profile if rgb else None, upright.size != stored)
+
+
+def _upright(image: Image.Image, path: str | os.PathLike) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception as error:  # metadata alone: the pixels are whole
+        logger.warning("%s: its EXIF data cannot be read (%s); it is taken for upright", path, error)
+        orientation = 1
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _channels(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, Image.Image | None]:
+    """RGB, and alpha as L or None, of a picture of 8 bits a channel."""
     alpha = None
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("LA", "La") else "RGBA")
-        alpha = _to_tensor(image.getchannel("A"))
+        alpha = image.getchannel("A")
         image = image.convert("L" if image.mode == "LA" else "RGB")
-    return _to_tensor(_to_rgb(image)), alpha
+    return _to_rgb(image, profile), alpha
+
+
+def _matte(decoded: _Decoded) -> Image.Image:
+    """Mode L: the alpha channel where it says anything, else a pixel's brightest channel."""
+    if decoded.alpha is not None and decoded.alpha.getextrema()[0] < 255:
+        return decoded.alpha
+    red, green, blue = decoded.colors.split()
+    return ImageChops.lighter(ImageChops.lighter(red, green), blue)
 
 
 def _high_depth(image: Image.Image, path: str | os.PathLike) -> torch.Tensor:
@@ -281,17 +404,16 @@ def _high_depth(image: Image.Image, path: str | os.PathLike) -> torch.Tensor:
     return torch.from_numpy(values / highest)[None, None]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Any 8-bit mode as RGB; grey, CMYK and Lab through their profiles, since what goes out is RGB."""
     if image.mode in ("RGB", "RGBX", "P", "1"):
         return image.convert("RGB")
-    profile, space = image.info.get("icc_profile"), _profile_space(image.info.get("icc_profile"))
     try:
         if image.mode == "LAB":
             return ImageCms.profileToProfile(
                 image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
             )
-        if (image.mode, space) in (("CMYK", b"CMYK"), ("L", b"GRAY")):
+        if profile is not None and (image.mode, _profile_space(profile)) in (("CMYK", b"CMYK"), ("L", b"GRAY")):
             return ImageCms.profileToProfile(
                 image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
             )
@@ -300,9 +422,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _profile_space(profile: bytes | None) -> bytes:
+def _profile(image: Image.Image, path: str | os.PathLike) -> bytes | None:
+    """The file's ICC profile, or None where it has none or what stands there is none (a TIFF's may be of any type)."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    if isinstance(profile, bytes) and len(profile) <= LARGEST_PROFILE and profile[36:40] == b"acsp":
+        return profile
+    logger.warning("%s: its colour profile is damaged; it is read without it", path)
+    return None
+
+
+def _profile_space(profile: bytes) -> bytes:
     """The colour space an ICC profile is for: bytes 16–19 of its header."""
-    return profile[16:20] if profile else b""
+    return profile[16:20]
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
