@@ -8,16 +8,17 @@ MANY = 1_000_000_000
 """The highest count that is taken where nothing else bounds it."""
 
 
-def whole(low: int, high: int = MANY) -> Callable[[str], int]:
-    """The type of a whole number from `low` to `high`."""
+def whole(low: int, high: int = MANY, multiple_of: int = 1) -> Callable[[str], int]:
+    """The type of a whole number from `low` to `high`, which divides by `multiple_of`."""
+    kind = "whole number" if multiple_of == 1 else f"multiple of {multiple_of}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text[:40]!r}")
+        if value is None or not low <= value <= high or value % multiple_of:
+            raise argparse.ArgumentTypeError(f"must be a {kind} from {low} to {high}, not {text[:40]!r}")
         return value
 
     return parse

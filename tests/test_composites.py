@@ -166,7 +166,7 @@ def test_bad_input(index, tmp_path, capsys):
         (["--index", str(index), "--seed", "1"], "was begun with"),
         (["--index", str(tmp_path / "none.jsonl")], "no index"),
         (["--masks", str(tmp_path)], "give either --index or --photos"),
-        (["--index", str(index), "--strength", "9"], "--strength must lie between"),
+        (["--index", str(index), "--strength", "9"], "--strength: must be a number from 0.1 to 2"),
     ):
         assert main(["make-composites", str(out), *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers", type=whole(1, 64), default=1, help="residual layers a level of a new VAE (default %(default)s)"
     )
     parser.add_argument(
-        "--size", type=whole(16, 8192), default=128, help="side of the crops, a multiple of 8 (default %(default)s)"
+        "--size",
+        type=whole(16, 8192, multiple_of=8),
+        default=128,
+        help="side of the crops, a multiple of 8 (default %(default)s)",
     )
     parser.add_argument(
         "--kl-weight", type=real(0, 1e6), default=1e-6, help="weight of the KL term (default %(default)s)"
@@ -73,8 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/vae.safetensors (or OUTPUT/harmony_vae.safetensors)."""
     loop.seeded(args)
-    if args.size % 8:
-        raise InputError(f"--size must be a multiple of 8, got {args.size}")
     if not args.start and (4 * args.groups > min(args.widths) or any(width % args.groups for width in args.widths)):
         raise InputError(
             f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it"

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=whole(64, 8192),
+        type=whole(64, 8192, multiple_of=64),
         default=512,
         help="side of the training pictures, a multiple of 64 (default %(default)s)",
     )
@@ -142,8 +142,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/harmonizer.safetensors: UNet, VAE and null text in one file."""
-    if args.size % 64:
-        raise InputError(f"--size must be a multiple of 64, got {args.size}")
     loop.seeded(args)
     start = _start(args)
     unet, vae = (

@@ -249,48 +249,47 @@ def train(
     accelerator.init_trackers("logs")
 
     loader = batches(samples, args, first_step=step, rank=accelerator.process_index, world=accelerator.num_processes)
-    bar = tqdm(total=args.steps, initial=step, disable=not accelerator.is_main_process, desc=args.output.name)
     watch = Watch(args)
     running: dict[str, list[torch.Tensor]] = {}
-    for micro, batch in enumerate(loader, start=step * args.gradient_accumulation):
-        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        noise_seed = _seed_of(args.seed, micro, accelerator.process_index)
-        _seed_all(noise_seed)  # for what draws from the global generators in the network, as dropout does
-        generator = torch.Generator(accelerator.device).manual_seed(noise_seed)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
-        with accelerator.accumulate(model), accelerator.autocast():
-            value, numbers = loss(model, batch, generator)
-            accelerator.backward(value)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(trained, args.gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        watch.see(step, value, batch.get("mask"))
-        for name, number in {"loss": value, **numbers}.items():
-            running.setdefault(name, []).append(torch.as_tensor(number).detach().float())
-        if not accelerator.sync_gradients:
-            continue
-        if ema:
-            ema.step(model.parameters())
-        step += 1
-        bar.update()
-        logs, saves = step % args.log_every == 0, step % args.checkpoint_every == 0 or step == args.steps
-        shows = sample is not None and args.sample_every > 0 and step % args.sample_every == 0
-        if logs or saves or shows:
-            watch.check()
-        if logs:
-            means = {name: torch.stack(values).nanmean().item() for name, values in running.items()}
-            means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-            accelerator.log({**means, "learning_rate": learning_rate(step - 1, args)}, step=step)
-            bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-            running.clear()
-        if saves:
-            _save(accelerator, state, args, step)
-        if shows and accelerator.is_main_process:
-            with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
-                sample(averaged, step)
-    bar.close()
+    with tqdm(total=args.steps, initial=step, disable=not accelerator.is_main_process, desc=args.output.name) as bar:
+        for micro, batch in enumerate(loader, start=step * args.gradient_accumulation):
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            noise_seed = _seed_of(args.seed, micro, accelerator.process_index)
+            _seed_all(noise_seed)  # for what draws from the global generators in the network, as dropout does
+            generator = torch.Generator(accelerator.device).manual_seed(noise_seed)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args)
+            with accelerator.accumulate(model), accelerator.autocast():
+                value, numbers = loss(model, batch, generator)
+                accelerator.backward(value)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(trained, args.gradient_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            watch.see(step, value, batch.get("mask"))
+            for name, number in {"loss": value, **numbers}.items():
+                running.setdefault(name, []).append(torch.as_tensor(number).detach().float())
+            if not accelerator.sync_gradients:
+                continue
+            if ema:
+                ema.step(model.parameters())
+            step += 1
+            bar.update()
+            logs, saves = step % args.log_every == 0, step % args.checkpoint_every == 0 or step == args.steps
+            shows = sample is not None and args.sample_every > 0 and step % args.sample_every == 0
+            if logs or saves or shows:
+                watch.check()
+            if logs:
+                means = {name: torch.stack(values).nanmean().item() for name, values in running.items()}
+                means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+                accelerator.log({**means, "learning_rate": learning_rate(step - 1, args)}, step=step)
+                bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+                running.clear()
+            if saves:
+                _save(accelerator, state, args, step)
+            if shows and accelerator.is_main_process:
+                with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
+                    sample(averaged, step)
     if accelerator.is_main_process:
         with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
             export(averaged)

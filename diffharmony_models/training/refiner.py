@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--crop",
-        type=whole(0, 8192),
+        type=whole(0, 8192, multiple_of=8),
         default=0,
         help="train on random crops of this side, a multiple of 8 (default: whole pictures)",
     )
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/diffharmony.safetensors: stage 1, VAE, null text and the refiner in one file."""
     from ..pipeline import DiffHarmony
 
-    if args.crop % 8 or args.crop > args.size:
-        raise InputError(f"--crop must be a multiple of 8 and at most --size ({args.size}), got {args.crop}")
+    if args.crop > args.size:
+        raise InputError(f"--crop must be at most --size ({args.size}), got {args.crop}")
     loop.seeded(args)
     start = checkpoint.read(args.start)
     stage1 = DiffHarmony.from_checkpoint(start, dtype=torch.float32)
