@@ -101,7 +101,9 @@ def _child(arguments: list[str], stderr: Path, die: str, file_limit: int, enviro
     os.environ.update(environment)
     random.seed(), np.random.seed(), torch.seed()  # a new process begins with random numbers of its own
     torch.set_num_threads(1)
-    multiprocessing.set_start_method(None, force=True)  # this process's own way of starting others, not the fork server's
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # this process's own way of starting others, not the fork server's
     if die:
         _die(*die.split())
     if file_limit:
@@ -109,23 +111,29 @@ def _child(arguments: list[str], stderr: Path, die: str, file_limit: int, enviro
     sys.exit(main(arguments))
 
 
-def _die(place: str, step: str) -> None:
-    """ "before STEP": when a step (from 0) begins; "saving STEP": when half of that step's checkpoint is written."""
+def _die(place: str, number: str) -> None:
+    """ "before N": when step N (from 0) begins; "saving N": when half of step N's checkpoint is written; "file N": in the Nth other file."""
     from diffharmony_models.training import loop, state
 
-    learning_rate = loop.learning_rate
+    learning_rate, save_file, write_bytes = loop.learning_rate, state.save_file, Path.write_bytes
+    written = []
 
     def begin(at, args):
-        if place == "before" and at == int(step):
+        if place == "before" and at == int(number):
             os.kill(os.getpid(), signal.SIGKILL)
         return learning_rate(at, args)
 
-    save_file = state.save_file
-
     def save(tensors, path, metadata):
         save_file(tensors, path, metadata)
-        if place == "saving" and metadata.get("step") == step:
+        if place == "saving" and metadata.get("step") == number:
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.learning_rate, state.save_file = begin, save
+    def write(path, content):
+        written.append(path)
+        if place == "file" and len(written) == int(number):
+            write_bytes(path, content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write_bytes(path, content)
+
+    loop.learning_rate, state.save_file, Path.write_bytes = begin, save, write

@@ -158,7 +158,7 @@ def build(args):
     masked, unmasked = _entries(args)
     output = Path(args.output)
     _keep_settings(output, args)
-    for left in output.glob("*/*/.*.part"):
+    for left in (*output.glob(".*.part"), *output.glob("*/*/.*.part")):  # by a run that was killed
         left.unlink()
     tasks = plan(masked, unmasked, args)
     pools = reference_pools(masked + unmasked, args.seed, args.test_share)
