@@ -71,7 +71,7 @@ class DiffHarmony:
 
     unet: diffusers UNet2DConditionModel with 9 input channels. vae: AutoencoderKL. refiner: `Refiner`. harmony_vae:
     `HarmonyVAE`. null_text: [tokens, width]. All parts on one device. prediction_type: what the UNet predicts,
-    "epsilon" or "v_prediction". resolution: pixels, the checkpoint's own, taken where a call says 0.
+    of `sampling.PREDICTIONS`. resolution: pixels, the checkpoint's own, taken where a call says 0.
     """
 
     def __init__(
