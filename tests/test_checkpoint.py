@@ -202,7 +202,7 @@ def test_convert_and_describe(root, tiny, tmp_path):
     loaded = checkpoints.read(tmp_path / "one.safetensors")
     assert names(loaded) == names(made) == {*PARTS, "null_text"}
     assert torch.equal(loaded.null_text, checkpoints.read(root).null_text)
-    again = checkpoints.convert(tmp_path / "one.safetensors", tmp_path / "one.safetensors")  # onto itself
+    again = checkpoints.convert(tmp_path / "one.safetensors", tmp_path / "again.safetensors")
     assert same(again.unet, loaded.unet)
     text = checkpoints.describe(made)
     assert len(text.splitlines()) == 6 and "float16" in text and "32/96" in text and "77 x 16" in text
@@ -408,10 +408,14 @@ def test_shards(index, tiny, tmp_path):
         save_file({key: tiny.vae.state[key] for key in keys if weight_map[key] == name}, folder / name)
     (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert same(checkpoints.read(folder).vae, tiny.vae)
+    for elsewhere in (f"../vae/{SHARD}", str(folder / SHARD), f"./{SHARD}"):  # all of them there
+        assert (folder / elsewhere).is_file()
+        content = {"weight_map": weight_map | {keys[0]: elsewhere}}
+        (folder / index).write_text(json.dumps(content))
+        refused(lambda: checkpoints.read(folder), index, "no weight files that lie beside it")
+    (folder / index).write_text(json.dumps({"weight_map": weight_map}))
     (folder / SHARD).unlink()
     refused(lambda: checkpoints.read(folder), index, "not all files")
-    (folder / index).write_text(json.dumps({"weight_map": {"a": f"../vae/{SHARD}"}}))
-    refused(lambda: checkpoints.read(folder), index)
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
