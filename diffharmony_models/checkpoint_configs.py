@@ -276,7 +276,10 @@ def check_together(kind: str, config: dict, where: object = None) -> None:
 
     if kind == "text_encoder":
         if config["hidden_size"] % config["num_attention_heads"]:
-            refuse(f"hidden_size {config['hidden_size']}, which {config['num_attention_heads']} heads do not divide")
+            refuse(
+                f"num_attention_heads {config['num_attention_heads']}, which does not divide hidden_size "
+                f"{config['hidden_size']}"
+            )
         return
     widths = config["block_out_channels"]
     for key, value in config.items():
@@ -291,7 +294,7 @@ def check_together(kind: str, config: dict, where: object = None) -> None:
         last = len(widths) - 1
         for level, (names, width, head) in enumerate(zip(attending, widths, each(heads, len(widths)))):
             if width % head and (level == last or any(name.startswith("CrossAttn") for name in names)):
-                refuse(f"{head} attention heads (attention_head_dim), which do not divide a level's width {width}")
+                refuse(f"attention_head_dim {head}, the number of heads, which does not divide a width {width}")
     if kind == "refiner" and heads and widths[-1] % heads:
         refuse(f"attention_head_dim {heads}, which does not divide the last width {widths[-1]}")
 

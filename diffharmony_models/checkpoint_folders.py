@@ -242,10 +242,10 @@ def _weight_sets(folder: Path, there: list[Path], one: bool) -> list[list[Path]]
 def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     names = list(names.values()) if isinstance(names, dict) else []
-    if not names or not all(isinstance(name, str) and _WEIGHTS.fullmatch(name) for name in names):
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
         raise InputError(f"{index}: lists no weight files that lie beside it. Get the whole folder again.")
     files = [index.parent / name for name in sorted(set(names))]
-    if any(file.parent != index.parent or not os.path.isfile(file) for file in files):
+    if not all(os.path.isfile(file) for file in files):
         raise InputError(f"{index}: not all files that it lists lie beside it. Get the whole folder again.")
     return files
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 _ZIP = b"PK\x03\x04"
-_LARGEST_PICKLE = 4 << 20  # 20,000 tensors take 3 MB
+_LARGEST_PICKLE, _MOST_OPCODES = 4 << 20, 1_000_000  # 20,000 tensors take 3 MB and half a million
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the files of torch before 1.6
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -149,9 +149,9 @@ def _plain(content: mmap.mmap) -> tuple[object, Places]:
 def _unpickle(data: bytes) -> tuple[object, dict[str, Storage], int]:
     """The object, the storages that it names, and the pickle's length."""
     end = 0
-    for opcode, argument, position in pickletools.genops(data):
+    for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
         put = opcode.name in ("BINPUT", "LONG_BINPUT") and argument > len(data)
-        if opcode.name not in _OPCODES or put or position > _LARGEST_PICKLE:
+        if opcode.name not in _OPCODES or put or position > _LARGEST_PICKLE or number > _MOST_OPCODES:
             raise Refused(f"no state dict has a {opcode.name} there")
         end = position + 1
     unpickler = _Unpickler(io.BytesIO(data))
@@ -205,14 +205,15 @@ class _Call:
 def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: object) -> Tensor:
     """For torch's function of these arguments. Each element of the storage is at most once in the tensor."""
     numbers = (offset, *size, *stride)
-    if type(storage) is not Storage or any(type(number) is not int or number < 0 for number in numbers) or 0 in size:
+    plain = type(storage) is Storage and all(type(number) is int and number >= 0 for number in numbers)
+    if not plain or 0 in size or len(size) != len(stride) or len(size) > 8:
         raise Refused("a tensor of no shape")
     reach = 1
-    for step, length in sorted(zip(stride, size, strict=True)):
+    for step, length in sorted(zip(stride, size)):
         if length > 1 and step < reach:
             raise Refused("a tensor larger than its data")
         reach += (length - 1) * step
-    if len(size) > 8 or offset + reach > storage.count:
+    if offset + reach > storage.count:
         raise Refused("a tensor larger than its data")
     return Tensor(storage, offset, tuple(size), tuple(stride))
 

@@ -58,10 +58,10 @@ def fingerprint(path: Path) -> list:
 def _below(root: Path) -> list[str]:
     """The names in a folder of models, which is no checkpoint itself. What cannot be read there is left out.
 
-    Level by level, so that where there is too much it is the deepest that is not seen; a link back to a folder on its own
-    way is not followed.
+    Level by level, so that where there is too much it is the deepest that is not seen. No folder is entered twice, and
+    links are entered last: where there are two ways to one, it has the name of the straight one.
     """
-    found, left = [], _MOST_ENTRIES
+    found, left, judged = [], _MOST_ENTRIES, {}
 
     def listed(folder: Path) -> list[Path]:
         nonlocal left
@@ -73,12 +73,19 @@ def _below(root: Path) -> list[str]:
         left -= len(there) if folder != root else 0
         return there
 
-    waiting = deque([(root, "", _DEPTH, ())])
-    while waiting:
-        folder, prefix, depth, above = waiting.popleft()
-        here = os.path.realpath(folder)
-        if here in above:
+    def has_unet(folder: Path) -> bool:
+        real = os.path.realpath(folder)
+        if real not in judged:
+            judged[real] = "unet" in map(_kind, listed(folder))
+        return judged[real]
+
+    waiting, links, entered = deque([(root, "", _DEPTH)]), deque(), set()
+    while waiting or links:
+        folder, prefix, depth = (waiting or links).popleft()
+        real = os.path.realpath(folder)
+        if real in entered:
             continue
+        entered.add(real)
         single, pipelines = [], False
         for entry in listed(folder):
             name = f"{prefix}{entry.name}"
@@ -90,12 +97,12 @@ def _below(root: Path) -> list[str]:
                 if os.path.isdir(entry / "unet"):
                     found.append(name)
                     pipelines = True
-            elif _kind(entry) == "unet" or "unet" in map(_kind, listed(entry)):
-                found.append(name)
-            elif _kind(entry) is not None:
+            elif (kind := _kind(entry)) not in (None, "unet"):
                 single.append(name)
+            elif kind == "unet" or has_unet(entry):
+                found.append(name)
             elif depth and os.path.isdir(entry):
-                waiting.append((entry, f"{name}/", depth - 1, (*above, here)))
+                (links if os.path.islink(entry) else waiting).append((entry, f"{name}/", depth - 1))
         # A refiner beside a pipeline belongs to it; elsewhere it can be meant for itself.
         found += [] if pipelines else single
     if left <= 0:
