@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from . import color, geometry, images, metrics
 from .errors import InputError, printable, reason
-from .harmonize import dtype, file_or_folder, find_device, picture_seed, resolution, seed, steps, whole
+from .harmonize import dtype, file_or_folder, find_device, picture_seed, resolution, seed, steps
 from .iharmony import COMPOSITES, Triple, pairs
+from .numbers import whole
 from .report import Missing, Report, Score
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for tables and the worst cases (%(default)s)",
     )
     parser.add_argument(
-        "--limit", type=whole(1, 2**31, "the number of pairs"), metavar="N", help="only the first N pairs of the list"
+        "--limit", type=whole(1), metavar="N", help="only the first N pairs of the list"
     )
     parser.add_argument(
         "--own-background",
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--batch-size",
         metavar="N",
-        type=whole(1, 1024, "the batch size"),
+        type=whole(1, 1024),
         default=1,
         help="pictures harmonized at once (%(default)s)",
     )

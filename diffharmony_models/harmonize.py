@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from . import geometry, images
 from .errors import InputError, disk_full, printable, reason
+from .numbers import whole
 
 logger = logging.getLogger(__name__)
 
@@ -405,28 +406,16 @@ def output_size(text: str):
     )
 
 
-def whole(low: int, high: int, what: str) -> Callable[[str], int]:
-    """A type for argparse: a whole number in ASCII digits, within its bounds. `what` names it in the message."""
-
-    def parse(text: str) -> int:
-        number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,20}", text) else None
-        if number is None or not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{what} must be a whole number from {low} to {high}, not {text[:40]!r}")
-        return number
-
-    return parse
-
-
-steps = whole(1, 1000, "the number of steps")
-seed = whole(-(2**63), 2**64 - 1, "the seed")
-feather = whole(0, 1000, "the feather")
+steps = whole(1, 1000)
+seed = whole(-(2**63), 2**64 - 1)
+feather = whole(0, 1000)
 
 
 def resolution(text: str) -> int:
-    number = whole(0, LARGEST_RESOLUTION, "the resolution")(text)
+    number = whole(0, LARGEST_RESOLUTION)(text)
     if 0 < number < geometry.SIDE:
         raise argparse.ArgumentTypeError(
-            f"the resolution must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}"
+            f"must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}"
         )
     return number
 

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import training_runs as runs
 from PIL import Image
 
 from diffharmony_models import iharmony
 from diffharmony_models.__main__ import main
-from diffharmony_models.training import composites, looks, regions, sources
+from diffharmony_models.training import composites, data, looks, regions, sources
 
 HEIGHT, WIDTH = 48, 64
 
@@ -117,6 +118,31 @@ def test_workers_and_stops_change_nothing(index, tmp_path):
     assert _files(stopped) == _files(whole)
 
 
+def test_a_killed_run_goes_on_to_the_same_files(index, tmp_path):
+    """Killed in its first file, in one in the middle, and in a list."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def command(output):
+        more = ("--workers", "1", "--test-share", "0.3", "--per-mask", "2", "--index", str(index))
+        return ["make-composites", str(output), *more]
+
+    assert runs.run(command(whole), tmp_path / "stderr") == 0
+    number = len(_files(whole))
+    for die in ("file 1", "file 20", f"file {number - 20 - 1}"):
+        assert runs.run(command(killed), tmp_path / "stderr", die) == -9
+        assert list(killed.rglob(".*.part"))
+    assert runs.run(command(killed), tmp_path / "stderr") == 0
+    assert _files(killed) == _files(whole)
+
+
+def test_a_full_disk_is_one_line(index, tmp_path):
+    more = ("--workers", "2", "--format", "png", "--index", str(index))
+    assert runs.run(["make-composites", str(tmp_path / "out"), *more], tmp_path / "stderr", file_limit=3000) == 2
+    error = [line for line in (tmp_path / "stderr").read_text().splitlines() if line and "photo/s" not in line]
+    assert len(error) == 1 and error[0].startswith("error: ") and "photo-" in error[0]
+    assert not list((tmp_path / "out").rglob(".*.part"))
+
+
 def test_jpeg_keeps_the_background_nearly(index, tmp_path):
     out = tmp_path / "out"
     _build(out, "--index", index, "--per-mask", 1, "--name", "Mine")
@@ -166,13 +192,123 @@ def test_bad_input(index, tmp_path, capsys):
         (["--index", str(index), "--seed", "1"], "was begun with"),
         (["--index", str(tmp_path / "none.jsonl")], "no index"),
         (["--masks", str(tmp_path)], "give either --index or --photos"),
-        (["--index", str(index), "--strength", "9"], "--strength must lie between"),
+        (["--index", str(index), "--strength", "9"], "--strength: must be a number from 0.1 to 2"),
     ):
         assert main(["make-composites", str(out), *arguments]) == 2
         assert words in capsys.readouterr().err
     (index.parent / "broken.jsonl").write_text('{"image": "a.png"}\n{"mask": 1}\n')
     with pytest.raises(ValueError, match="line 2"):
         sources.read_index(index.parent / "broken.jsonl")
+
+
+ODD = {
+    "one pixel": Image.new("RGB", (1, 1)),
+    "one pixel wide": Image.new("RGB", (1, 300), "red"),
+    "one pixel high": Image.new("RGB", (300, 1), "red"),
+    "all one colour": Image.new("RGB", (64, 48), "red"),
+    "deep": Image.fromarray(np.arange(3072, dtype=np.uint16).reshape(48, 64) * 20),
+    "a cut-out": Image.new("RGBA", (64, 48), (200, 30, 30, 0)),
+}
+
+
+@pytest.mark.parametrize("picture", ODD.values(), ids=ODD)
+def test_one_odd_photo_is_its_own_fault(index, tmp_path, picture):
+    """Whether it has a mask or not, the others are done."""
+    picture.save(index.parent / "photo_0.png")
+    Image.new("L", picture.size, 255).save(index.parent / "photo_0_m.png")
+    picture.save(index.parent / "photo_13.png")
+    more = ("--unmasked", index.parent / "unmasked.jsonl", "--per-mask", 1)
+    rows, _ = _build(tmp_path / "out", "--index", index, *more)
+    assert {row["real"].rpartition("/")[2] for row in rows} >= {f"photo-{number}.jpg" for number in (*range(1, 12), 14)}
+
+
+FOREIGN = {
+    "no JSON": "text",
+    "a list": "[]",
+    "deep": "[" * 100_000,
+    "half a row": '{"composite": "drawn/composite_images/photo-1_1_1.jpg"}',
+    "a number as text": None,
+    "of another place": None,
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_composite_that_is_not_its_own_is_made_again(index, tmp_path, kind):
+    out = tmp_path / "out"
+    _build(out, "--index", index)
+    before = _files(out)
+    path = out / "drawn/composite_images/photo-1_1_1.jpg"
+    row = json.loads(Image.open(path).info["comment"])
+    comment = FOREIGN[kind]
+    if kind == "a number as text":
+        comment = json.dumps({**row, "psnr": "high"})
+    if kind == "of another place":
+        comment = json.dumps({**row, "composite": "../../other/composite_images/photo-1_1_1.jpg"})
+    Image.new("RGB", (64, 48)).save(path, comment=comment.encode()[:65_000])
+    _build(out, "--index", index)
+    assert _files(out) == before
+
+
+def test_the_autoencoder_never_sees_a_photo_that_is_kept_for_testing(index, tmp_path):
+    """Without being told the seed and the share again."""
+    out = tmp_path / "out"
+    _build(out, "--index", index, "--seed", 3)
+    test = {triple.real for triple in iharmony.pairs(out, "IHD_test.txt")}
+    train = {triple.real for triple in iharmony.pairs(out, "IHD_train.txt")}
+    assert test and data.training_photos([out]) == sorted(train)
+    # The same photos from their own place: those of the test side stay out of them, too.
+    both = {path.name.replace("_", "-") for path in data.training_photos([out, index]) if path not in train}
+    assert both == {path.with_suffix(".png").name for path in train}
+    everything = data.training_photos([index])
+    assert len(everything) == 12
+
+
+def test_a_data_set_that_names_a_photo_twice_keeps_it_for_testing(index, tmp_path):
+    out = tmp_path / "out"
+    _build(out, "--index", index)
+    lists = {split: (out / name).read_text() for split, name in sources.LISTS.items()}
+    (out / "settings.json").unlink()  # as in iHarmony4 itself
+    (out / "IHD_train.txt").write_text(lists["train"] + lists["test"])
+    test = {triple.real for triple in iharmony.pairs(out, "IHD_test.txt")}
+    assert test and not test & set(data.training_photos([out]))
+
+
+BAD_SETTINGS = {
+    "cut short": '{"seed": 0, "test_sh',
+    "a list": "[]",
+    "deep": "[" * 100_000,
+    "nothing": "{}",
+    "a share of text": '{"seed": 0, "test_share": "x"}',
+    "a share of 2": '{"seed": 0, "test_share": 2}',
+    "an endless share": '{"seed": 0, "test_share": 1e999}',
+    "a long seed": '{"seed": ' + "9" * 5000 + ', "test_share": 0.1}',
+    "a seed below 0": '{"seed": -1, "test_share": 0.1}',
+    "a seed that is true": '{"seed": true, "test_share": 0.1}',
+}
+
+
+@pytest.mark.parametrize("text", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_bad_settings_are_one_line(index, tmp_path, capsys, text):
+    out = tmp_path / "out"
+    _build(out, "--index", index, "--limit", 2)
+    (out / "settings.json").write_text(text)
+    capsys.readouterr()
+    for arguments in (
+        ["make-composites", str(out), "--index", str(index)],
+        ["train-autoencoder", str(out), "--output", str(tmp_path / "run")],
+    ):
+        assert main(arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and "settings.json" in lines[0] and len(lines[0]) < 500
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_that_is_not_finished_is_named(index, tmp_path, capsys):
+    out = tmp_path / "out"
+    _build(out, "--index", index, "--limit", 2)
+    (out / "IHD_train.txt").unlink()
+    assert main(["train-autoencoder", str(out), "--output", str(tmp_path / "run")]) == 2
+    assert "make-composites again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("with_reference", [False, True])

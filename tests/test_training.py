@@ -1,142 +1,41 @@
-"""The three trainers on a tiny data set: they learn, resume to the same losses, keep what is frozen, and leave whole files."""
+"""The three trainers on a tiny data set: they learn, keep what is frozen, leave whole files, and say what is wrong with their input."""
 
+import argparse
+import pickle
+import re
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
+import training_runs as runs
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from safetensors.torch import load_file, save_file
 
 from diffharmony_models import checkpoint, sampling
-from diffharmony_models.__main__ import main
+from diffharmony_models.__main__ import _parser, main
 from diffharmony_models.training import autoencoder, cache, data, harmonizer, loop
-
-SMALL = [
-    "--batch-size",
-    "2",
-    "--workers",
-    "0",
-    "--log-every",
-    "1",
-    "--sample-every",
-    "2",
-    "--checkpoint-every",
-    "2",
-    "--learning-rate",
-    "1e-3",
-    "--warmup",
-    "1",
-]
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Six pairs in the shape of iHarmony4: smooth pictures, a rectangle darkened."""
-    root = tmp_path_factory.mktemp("dataset")
-    rng = np.random.default_rng(0)
-    for folder in ("composite_images", "masks", "real_images"):
-        (root / "Small" / folder).mkdir(parents=True)
-    names = []
-    for index in range(6):
-        real = np.asarray(
-            Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
-        )
-        mask = np.zeros((72, 96), np.uint8)
-        mask[20:50, 20:70] = 255
-        composite = np.where(mask[..., None] > 0, real // 2, real)
-        Image.fromarray(real).save(root / "Small/real_images" / f"p{index}.jpg")
-        Image.fromarray(mask).save(root / "Small/masks" / f"p{index}_1.png")
-        Image.fromarray(composite.astype(np.uint8)).save(root / "Small/composite_images" / f"p{index}_1_1.jpg")
-        names.append(f"Small/composite_images/p{index}_1_1.jpg")
-    (root / "IHD_train.txt").write_text("\n".join(names))
-    return root
+    return runs.make_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="module")
 def vae(dataset, tmp_path_factory):
     output = tmp_path_factory.mktemp("vae")
-    assert (
-        train(
-            "train-autoencoder",
-            dataset / "Small/real_images",
-            "--test-share",
-            "0",
-            "--size",
-            "32",
-            "--widths",
-            "32",
-            "32",
-            "32",
-            "32",
-            output=output,
-        )
-        == 0
-    )
+    assert main(runs.autoencoder(dataset, output=output)) == 0
     return output / "vae.safetensors"
 
 
 @pytest.fixture(scope="module")
 def stage1(dataset, vae, tmp_path_factory):
     output = tmp_path_factory.mktemp("stage1")
-    assert train_stage1(dataset, vae, output) == 0
+    assert main(runs.harmonizer(dataset, vae, output=output)) == 0
     return output / "harmonizer.safetensors"
-
-
-def train(command, *arguments, output, steps=4):
-    return main([command, *SMALL, "--output", str(output), "--steps", str(steps), *map(str, arguments)]) or 0
-
-
-def train_stage1(dataset, vae, output, *more, steps=4):
-    return train(
-        "train-harmonizer",
-        dataset,
-        "--vae",
-        vae,
-        "--size",
-        "64",
-        "--widths",
-        "32",
-        "32",
-        "32",
-        "32",
-        "--prediction-type",
-        "v_prediction",
-        "--sampler-share",
-        "0.5",
-        *more,
-        output=output,
-        steps=steps,
-    )
-
-
-def losses(output) -> dict[int, float]:
-    found = {}
-    for file in sorted(output.glob("logs/**/events*")):
-        events = EventAccumulator(str(file)).Reload()
-        if "loss" in events.Tags()["scalars"]:
-            found |= {scalar.step: scalar.value for scalar in events.Scalars("loss")}
-    return found
-
-
-@pytest.mark.parametrize(
-    "caching",
-    [("--recolor", "--start-as-copy"), ("--cache-latents", "1", "--root")],
-    ids=["encoding anew", "cached latents"],
-)
-def test_a_killed_run_goes_on_to_the_same_losses_and_weights(dataset, vae, tmp_path, caching):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert train_stage1(dataset, vae, whole, *caching) == 0
-    # What a kill during the writing of the second checkpoint leaves: the first one, and part of the second.
-    shutil.copytree(whole / "checkpoint-2", broken / "checkpoint-2")
-    (broken / "partial-4").mkdir()
-    (broken / "partial-4" / "model.safetensors").write_bytes(b"half")
-    assert train_stage1(dataset, vae, broken, *caching) == 0
-    assert sorted(losses(broken)) == [3, 4]
-    assert losses(broken) == {step: value for step, value in losses(whole).items() if step > 2}
-    first, second = (checkpoint.read(folder / "harmonizer.safetensors").unet.state for folder in (whole, broken))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not list(broken.glob("partial-*"))
 
 
 def test_stage_one_file_is_whole_and_leaves_the_vae_alone(vae, stage1):
@@ -148,22 +47,14 @@ def test_stage_one_file_is_whole_and_leaves_the_vae_alone(vae, stage1):
 
 
 def test_only_so_many_checkpoints_are_kept(dataset, vae, tmp_path):
-    assert (
-        train_stage1(
-            dataset, vae, tmp_path / "run", "--checkpoint-every", "1", "--keep-checkpoints", "2", "--sample-every", "0"
-        )
-        == 0
-    )
+    more = ("--checkpoint-every", "1", "--keep-checkpoints", "2", "--sample-every", "0")
+    assert main(runs.harmonizer(dataset, vae, *more, output=tmp_path / "run")) == 0
     assert [path.name for path in loop.checkpoints(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_refiner_trains_on_stage_one_and_joins_its_file(dataset, stage1, tmp_path):
-    arguments = (dataset, "--from", stage1, "--size", "64", "--widths", "32", "32", "32", "32", "--layers", "1")
-    assert (
-        train("train-refiner", *arguments, "--cache-outputs", "1", "--crop", "32", output=tmp_path / "cached", steps=2)
-        == 0
-    )
-    assert train("train-refiner", *arguments, "--in-channels", "4", output=tmp_path / "anew", steps=2) == 0
+    for folder, more in (("cached", ("--cache-outputs", "1", "--crop", "32")), ("anew", ("--in-channels", "4"))):
+        assert main(runs.refiner(dataset, stage1, *more, output=tmp_path / folder, steps=2)) == 0
     before = checkpoint.read(stage1)
     for folder, channels in (("cached", 7), ("anew", 4)):
         found = checkpoint.read(tmp_path / folder / "diffharmony.safetensors")
@@ -171,10 +62,12 @@ def test_refiner_trains_on_stage_one_and_joins_its_file(dataset, stage1, tmp_pat
         assert all(torch.equal(found.unet.state[name], before.unet.state[name]) for name in before.unet.state)
 
 
+def harmony(dataset, vae, *more, **run):
+    return runs.command("train-autoencoder", "--harmony", dataset, "--from", vae, "--size", 32, *more, **run)
+
+
 def test_harmony_vae_starts_from_the_vae_and_keeps_its_encoder(dataset, vae, tmp_path):
-    assert (
-        train("train-autoencoder", "--harmony", dataset, "--from", vae, "--size", "32", output=tmp_path, steps=2) == 0
-    )
+    assert main(harmony(dataset, vae, output=tmp_path, steps=2)) == 0
     found, before = checkpoint.read(tmp_path / "harmony_vae.safetensors"), checkpoint.read(vae).vae.state
     assert all(
         torch.equal(found.harmony_vae.state[name], before[name])
@@ -305,7 +198,7 @@ def test_a_started_copy_answers_the_composite():
 
 
 def test_too_few_channels_for_a_copy_are_refused(dataset, vae, tmp_path, capsys):
-    assert train_stage1(dataset, vae, tmp_path, "--start-as-copy", "--groups", "16") == 2
+    assert main(runs.harmonizer(dataset, vae, "--start-as-copy", "--groups", "16", output=tmp_path)) == 2
     assert "4 groups of 4 channels" in capsys.readouterr().err
 
 
@@ -374,8 +267,6 @@ def test_crops_keep_a_foreground(dataset):
 
 
 def test_cache_is_made_anew_for_other_data(dataset, tmp_path):
-    import argparse
-
     args = argparse.Namespace(dataset=dataset, list="IHD_train.txt", size=64, seed=0, workers=0)
     pairs = data.Pairs(dataset, "IHD_train.txt", 64)
     calls = []
@@ -384,10 +275,150 @@ def test_cache_is_made_anew_for_other_data(dataset, tmp_path):
         calls.append(seeds)
         return {"mask": batch["mask"]}
 
-    for repeats, wanted in ((1, 1), (1, 1), (2, 3)):  # twelve samples are two batches
+    for repeats, wanted in ((1, [6]), (1, []), (2, [8, 4])):  # twelve samples are two batches
+        calls.clear()
         cached = cache.Cached(tmp_path / "c.safetensors", pairs, args, repeats, make, torch.uint8, {})
-        assert len(cached) == 6 * repeats and len(calls) == wanted
+        assert len(cached) == 6 * repeats
+        assert list(map(len, calls)) == [*wanted, 1]  # the last: what the file must look like
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors: tensors.pop("mask"),
+        lambda tensors: tensors.update(mask=tensors["mask"][:3]),
+        lambda tensors: tensors.update(mask=tensors["mask"].half()),
+        lambda tensors: tensors.update(more=tensors["mask"].clone()),
+        None,
+    ],
+    ids=["lacks", "too few", "dtype", "has more", "cut short"],
+)
+def test_a_cache_that_is_not_its_own_is_refused(dataset, tmp_path, damage):
+    args = argparse.Namespace(dataset=dataset, list="IHD_train.txt", size=64, seed=0, workers=0)
+    pairs, path = data.Pairs(dataset, "IHD_train.txt", 64), tmp_path / "c.safetensors"
+
+    def cached():
+        return cache.Cached(path, pairs, args, 1, lambda batch, seeds: batch, torch.uint8, {})
+
+    cached()
+    if damage is None:
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        tensors, facts = load_file(path), cache.state.metadata(path)
+        damage(tensors)
+        save_file(tensors, path, facts)
+    with pytest.raises(ValueError, match="c.safetensors") as caught:
+        cached()
+    assert type(caught.value).__name__ == "InputError"
+
+
+def test_samples_can_be_sent_to_workers(dataset):
+    """On systems whose processes are not forked, each worker gets a pickled copy."""
+    positions = loop.Positions(data.Pairs(dataset, "IHD_train.txt", 64), 3)
+    sample, copy = positions[4], pickle.loads(pickle.dumps(positions))[4]
+    assert all(torch.equal(sample[name], copy[name]) for name in sample)
+
+
+def refused(arguments, capsys) -> str:
+    """The one line with which a run ends."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    lines = [line for line in lines if not re.search("it/s|^note: |^$", line)]  # but for bars and notes
+    assert len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < 600, lines
+    return lines[0]
+
+
+NUMBERS = {
+    "--steps": ["0", "-1", "1e3", "x", "", "1.5", "9" * 5000, "nan"],
+    "--batch-size": ["0", "-1", "1000000000000"],
+    "--gradient-accumulation": ["0", "-2"],
+    "--log-every": ["0", "-1"],
+    "--checkpoint-every": ["0", "-1"],
+    "--sample-every": ["-1"],
+    "--keep-checkpoints": ["-1"],
+    "--warmup": ["-1"],
+    "--workers": ["-1", "100000"],
+    "--seed": ["-1", "1.5", str(2**63)],
+    "--learning-rate": ["0", "-1", "nan", "inf", "-inf", "2", "x"],
+    "--weight-decay": ["-0.1", "nan", "2"],
+    "--gradient-norm": ["0", "-1", "nan", "inf"],
+    "--ema-decay": ["1", "1.5", "-0.1", "nan"],
+}
+OWN_NUMBERS = {
+    "train-autoencoder": {
+        "--widths": ["0 32 32 32", "32 32 32 -32", "32 32 32 99999"],
+        "--groups": ["0", "-8"],
+        "--layers": ["0", "-1", "1000000000"],
+        "--size": ["0", "-8", "8", "60", "100000"],
+        "--kl-weight": ["-1", "nan", "inf"],
+        "--color-weight": ["-1", "nan"],
+    },
+    "train-harmonizer": {
+        "--widths": ["0 32 32 32"],
+        "--groups": ["0", "-8"],
+        "--heads": ["0", "-8"],
+        "--layers": ["0"],
+        "--size": ["0", "-64", "60", "32", "1000000"],
+        "--null-text": ["0 64", "8 -1", "8 10000000"],
+        "--sampler-share": ["-0.1", "1.1", "nan"],
+        "--first-share": ["-0.1", "1.1", "nan"],
+        "--background-weight": ["-1", "inf"],
+        "--color-weight": ["-1", "nan"],
+        "--cache-latents": ["-1", "10000000"],
+        "--limit": ["-1"],
+    },
+    "train-refiner": {
+        "--widths": ["0", "32 0"],
+        "--groups": ["0"],
+        "--layers": ["0"],
+        "--in-channels": ["5"],
+        "--size": ["0", "-1", "100000"],
+        "--resolution": ["-1", "8", "100000"],
+        "--crop": ["-8", "30"],
+        "--cache-outputs": ["-1"],
+        "--limit": ["-1"],
+    },
+    "make-composites": {
+        "--seed": ["-1", "x"],
+        "--test-share": ["1", "2", "-0.1", "nan"],
+        "--strength": ["0", "9", "nan"],
+        "--size": ["-1", "10000000"],
+        "--per-mask": ["0", "-1"],
+        "--per-source-limit": ["-1"],
+        "--unmasked-regions": ["-1"],
+        "--limit": ["-1"],
+        "--workers": ["0", "-1"],
+    },
+}
+
+
+@pytest.mark.parametrize("command", OWN_NUMBERS)
+def test_every_number_has_a_range(command, tmp_path, capsys):
+    """No file named here is there: a number is refused before anything is looked at."""
+    required = {"train-refiner": ["--from", "none"]}.get(command, [])
+    place = [str(tmp_path / "run")] if command == "make-composites" else ["none", "--output", str(tmp_path / "run")]
+    numbers = OWN_NUMBERS[command] | ({} if command == "make-composites" else NUMBERS)
+    for option, values in numbers.items():
+        for value in values:
+            line = refused([command, *place, *required, option, *(value.split(" "))], capsys)
+            assert f"argument {option}: " in line, (option, value, line)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", OWN_NUMBERS)
+def test_no_number_is_left_out(command):
+    """Every option that takes a number is in the tables above."""
+    parser = _parser([command])._subparsers._group_actions[0].choices[command]
+    known = OWN_NUMBERS[command] | ({} if command == "make-composites" else NUMBERS)
+    numeric = {
+        action.option_strings[0]
+        for action in parser._actions
+        if isinstance(action.default, (int, float, tuple)) and not isinstance(action.default, bool)
+    }
+    assert numeric <= known.keys()
+    assert not [action for action in parser._actions if action.type in (int, float) and not action.choices]
 
 
 @pytest.mark.parametrize(
@@ -397,14 +428,152 @@ def test_cache_is_made_anew_for_other_data(dataset, tmp_path):
         (["train-harmonizer", "{dataset}", "--size", "60", "--vae", "{vae}"], "multiple of 64"),
         (["train-harmonizer", "{dataset}", "--size", "64", "--from", "{vae}"], "no 9-channel UNet"),
         (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--list", "none.txt"], "none.txt"),
+        (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--groups", "24"], "--groups 24"),
+        (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--heads", "24"], "--heads 24"),
+        (["train-harmonizer", "{dataset}", "--vae", "{vae}", "--mixed-precision", "fp16"], "--mixed-precision"),
         (["train-autoencoder"], "No photos"),
+        (["train-autoencoder", "none"], "none"),
         (["train-autoencoder", "{dataset}", "--groups", "32"], "--groups 32"),
         (["train-autoencoder", "--harmony", "{dataset}"], "--from"),
+        (["train-autoencoder", "{dataset}", "--output", "{vae}"], "not a folder"),
+        (["train-autoencoder", "{dataset}", "--output", "{vae}/run"], "not a folder"),
         (["train-refiner", "{dataset}", "--from", "{vae}", "--crop", "30"], "--crop"),
+        (["train-refiner", "{dataset}", "--from", "{vae}", "--size", "64", "--crop", "72"], "--crop"),
+        (["train-refiner", "{dataset}", "--from", "{stage1}", "--size", "60"], "--size must be a multiple of 8"),
+        (["train-refiner", "{dataset}", "--from", "{stage1}", "--widths", "48"], "multiples of norm_num_groups"),
     ],
 )
-def test_bad_input_is_one_line(dataset, vae, tmp_path, capsys, arguments, words):
-    arguments = [argument.format(dataset=dataset, vae=vae) for argument in arguments]
-    assert main([*arguments, "--output", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err.strip()
-    assert words in error and len(error.splitlines()) == 1
+def test_bad_input_is_one_line(dataset, vae, stage1, tmp_path, capsys, arguments, words):
+    arguments = [argument.format(dataset=dataset, vae=vae, stage1=stage1) for argument in arguments]
+    assert words in refused([arguments[0], "--output", str(tmp_path / "run"), *arguments[1:]], capsys)
+
+
+def bomb(path):
+    """A PNG of 30,000 x 30,000 pixels that has a hundred bytes."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+BAD_PICTURES = {
+    "a bomb": bomb,
+    "no picture": lambda path: path.write_bytes(b"no picture"),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "of other proportions": lambda path: Image.new("RGB", (72, 96)).save(path),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", BAD_PICTURES.values(), ids=BAD_PICTURES)
+def test_a_bad_picture_is_named_in_one_line(vae, tmp_path, capsys, damage, workers):
+    """The fifth pair's, which no sample sheet shows."""
+    dataset = runs.make_dataset(tmp_path / "data")
+    for name in ("real_images/p4.png", "masks/p4_1.png"):
+        path = dataset / "Small" / name
+        before = path.read_bytes()
+        damage(path)
+        line = refused(
+            runs.harmonizer(dataset, vae, "--workers", workers, "--sample-every", 0, output=tmp_path / "run"), capsys
+        )
+        assert str(path.with_suffix("")) in line
+        path.write_bytes(before)
+    if damage is not BAD_PICTURES["of other proportions"] and damage is not BAD_PICTURES["gone"]:
+        damage(dataset / "Small/real_images/p4.png")
+        line = refused(runs.autoencoder(dataset, "--workers", workers, output=tmp_path / "photos"), capsys)
+        assert "p4.png" in line
+
+
+def alpha_only(path):
+    matte = Image.open(path)
+    cut = Image.new("LA", matte.size, 0)
+    cut.putalpha(matte)
+    cut.save(path)
+
+
+def turned(path):
+    """The file lies on its side, and says so."""
+    with Image.open(path) as picture:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("kind", [data.Pairs, data.Recolored])
+@pytest.mark.parametrize("change, what", [(alpha_only, "masks"), (turned, "masks"), (turned, "*")])
+def test_pictures_are_read_as_everywhere(dataset, tmp_path, kind, change, what):
+    """A mask may be an alpha channel; what EXIF says is turned upright."""
+    other = runs.make_dataset(tmp_path / "data")
+    for path in other.glob(f"Small/{what}/*.png"):
+        change(path)
+    for index in range(3):
+        sample, same = (
+            kind(root, "IHD_train.txt", 64).get(index, np.random.default_rng(1)) for root in (dataset, other)
+        )
+        assert sample["mask"].any() and all(torch.equal(sample[name], same[name]) for name in sample)
+
+
+@pytest.mark.parametrize("caching", [(), ("--cache-latents", "1")], ids=["", "cached"])
+def test_empty_masks_end_a_training(vae, stage1, tmp_path, capsys, caching):
+    dataset = runs.make_dataset(tmp_path / "data", mask=0)
+    output = tmp_path / "run"
+    for more in (("--loss", "foreground"), ("--loss", "plain")):
+        line = refused(runs.harmonizer(dataset, vae, *caching, *more, output=output, steps=30), capsys)
+        assert "masks of the last 10 batches are empty" in line and not (output / "harmonizer.safetensors").exists()
+        assert loop.checkpoints(output)[-1].name == "checkpoint-8"  # the check comes before the tenth step's
+        shutil.rmtree(output)
+    for arguments in (runs.refiner(dataset, stage1, output=output), harmony(dataset, vae, output=output)):
+        assert "masks of the last 4 batches are empty" in refused(arguments, capsys)
+        assert [path.name for path in output.glob("*.safetensors")] == []
+        shutil.rmtree(output)
+
+
+class Numbers:
+    """Eight samples, each a number."""
+
+    def __len__(self):
+        return 8
+
+    def get(self, index, rng):
+        return {"x": torch.full((1,), float(index))}
+
+
+def train_line(output, steps, loss, export, *more):
+    """The loop itself, with a line through these numbers as its model."""
+    arguments = [*runs.command("train-autoencoder", "none", output=output, steps=steps), *more]
+    loop.train(_parser(arguments).parse_args(arguments), torch.nn.Linear(1, 1), Numbers(), loss, export=export)
+
+
+def test_a_loss_of_zero_ends_a_training(tmp_path, capsys):
+    """Every now and then a batch may have nothing to learn; all of them may not."""
+
+    def train(output, zero, steps=40):
+        def loss(model, batch, generator):
+            return model(batch["x"]).square().mean() * (0.0 if zero(batch["x"]) else 1.0), {}
+
+        train_line(output, steps, loss, lambda model: (output / "result").write_text("whole"))
+
+    with pytest.raises(ValueError, match="loss of the last 10 batches is exactly zero"):
+        train(tmp_path / "zero", lambda x: True)
+    with pytest.raises(ValueError, match="loss of the last 4 batches is exactly zero"):
+        train(tmp_path / "short", lambda x: True, steps=4)
+    train(tmp_path / "half", lambda x: 3 not in x)
+    assert not (tmp_path / "zero/result").exists() and (tmp_path / "half/result").exists()
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_is_not_kept(tmp_path):
+    calls = []
+
+    def loss(model, batch, generator):
+        calls.append(1)
+        return model(batch["x"]).square().mean() * (torch.nan if len(calls) == 4 else 1.0), {}
+
+    with pytest.raises(ValueError, match=r"became nan at step 3.*--learning-rate"):
+        train_line(tmp_path / "run", 9, loss, lambda model: None, "--log-every", "100")
+    assert [path.name for path in loop.checkpoints(tmp_path / "run")] == ["checkpoint-2"]

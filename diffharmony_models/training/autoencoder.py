@@ -1,7 +1,6 @@
 """`train-autoencoder`: a small f8 VAE from nothing, fine-tuning of a given one, or the Harmony-VAE from a VAE."""
 
 import argparse
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,19 @@ import torch.nn.functional as F
 
 from .. import checkpoint
 from ..errors import InputError
+from ..numbers import real, whole
 from . import data, loop, sheets
-
-logger = logging.getLogger(__name__)
 
 SCALING_FACTOR = 0.18215
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "photos", type=Path, nargs="*", help="folders of photos or index files (.jsonl); not with --harmony"
+        "photos",
+        type=Path,
+        nargs="*",
+        help="what make-composites wrote (its test photos are left out, here and of the other sources), folders of photos, index "
+        "files (.jsonl); not with --harmony",
     )
     parser.add_argument(
         "--harmony",
@@ -34,41 +36,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --harmony: the list in DATASET (default %(default)s)",
     )
     parser.add_argument(
-        "--split-seed",
-        type=int,
-        default=0,
-        help="the --seed given to make-composites: its test photos are left out (default %(default)s)",
-    )
-    parser.add_argument(
-        "--test-share", type=float, default=0.08, help="the --test-share given to make-composites (default %(default)s)"
-    )
-    parser.add_argument(
         "--from", dest="start", type=Path, help="checkpoint whose VAE is trained on (default: a new one)"
     )
     parser.add_argument(
         "--widths",
-        type=int,
+        type=whole(1, 4096),
         nargs=4,
         default=(32, 32, 64, 128),
         help="of a new VAE, multiples of 32 (default %(default)s)",
     )
     parser.add_argument(
         "--groups",
-        type=int,
+        type=whole(1, 1024),
         default=8,
         help="normalisation groups of a new VAE; with one or two channels a "
         "group a picture's mean colour would be normalised away, so at most a quarter of the first width (default %(default)s)",
     )
     parser.add_argument(
-        "--layers", type=int, default=1, help="residual layers a level of a new VAE (default %(default)s)"
+        "--layers", type=whole(1, 64), default=1, help="residual layers a level of a new VAE (default %(default)s)"
     )
     parser.add_argument(
-        "--size", type=int, default=128, help="side of the crops, a multiple of 8 (default %(default)s)"
+        "--size",
+        type=whole(16, 8192, multiple_of=8),
+        default=128,
+        help="side of the crops, a multiple of 8 (default %(default)s)",
     )
-    parser.add_argument("--kl-weight", type=float, default=1e-6, help="weight of the KL term (default %(default)s)")
+    parser.add_argument(
+        "--kl-weight", type=real(0, 1e6), default=1e-6, help="weight of the KL term (default %(default)s)"
+    )
     parser.add_argument(
         "--color-weight",
-        type=float,
+        type=real(0, 1e6),
         default=1.0,
         help="weight of the L1 between 8 times reduced pictures (default %(default)s)",
     )
@@ -77,8 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/vae.safetensors (or OUTPUT/harmony_vae.safetensors)."""
-    if args.size % 8:
-        raise InputError(f"--size must be a multiple of 8, got {args.size}")
+    loop.seeded(args)
     if not args.start and (4 * args.groups > min(args.widths) or any(width % args.groups for width in args.widths)):
         raise InputError(
             f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it"
@@ -89,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             "No photos were given: name folders of photos or index files, or --harmony DATASET with --from CHECKPOINT"
         )
-    paths = [path for source in args.photos for path in data.training_photos(source, args.split_seed, args.test_share)]
+    paths = data.training_photos(args.photos)
     vae = _start(args)
     photos = data.Photos(paths, args.size)
 
@@ -99,11 +96,8 @@ def run(args: argparse.Namespace) -> None:
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
         l1 = (decoded - target).abs().mean()
         value = l1 + args.color_weight * color_loss(decoded, target) + args.kl_weight * kl
-        return value, {
-            "l1": l1.item(),
-            "kl": kl.item(),
-            "psnr": -10 * torch.log10((decoded - target).div(2).square().mean()).item(),
-        }
+        psnr = -10 * torch.log10((decoded - target).div(2).square().mean())
+        return value, {"l1": l1, "kl": kl, "psnr": psnr}
 
     fixed = torch.stack(
         [
@@ -258,6 +252,10 @@ def normalize_latents(vae, images) -> None:
     )[0].double()
     shift = -latents.mean(dim=1)
     scale = 1 / (latents.std(dim=1) * vae.config.scaling_factor)
+    if not torch.isfinite(scale).all():
+        raise InputError(
+            "A latent channel is the same everywhere in these photos. Train on photos that are not all one colour."
+        )
     quant, post = vae.quant_conv, vae.post_quant_conv
     channels = len(scale)
     weight, bias = quant.weight.double(), quant.bias.double()
@@ -287,7 +285,7 @@ def _run_harmony(args) -> None:
     def loss(model, batch, generator):
         target = batch["real"] * 2 - 1
         l1 = (model(target, batch["composite"] * 2 - 1, batch["mask"]) - target).abs().mean()
-        return l1, {"l1": l1.item()}
+        return l1, {"l1": l1}
 
     shown = [
         pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 6))

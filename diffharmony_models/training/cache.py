@@ -2,21 +2,21 @@
 
 import argparse
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
+
+from . import data, state
 
 
 class Cached:
     """Samples made ahead: every item of `samples` `repeats` times, each time with another augmentation, through `make`.
 
     The file is written once, whole, and used again when the run goes on; its metadata says what it was made of, and where that
-    differs it is made anew. Floating-point values are kept as float16 or, as a picture in [0, 1] (`dtype` uint8), in 256 levels.
+    differs it is made anew. It is no more trusted than any other file: names, shapes and dtypes must be those that `make` gives. Floating-point values are kept as float16 or, as a picture in [0, 1] (`dtype` uint8), in 256 levels.
 
     Args:
         path: the file.
@@ -45,10 +45,10 @@ class Cached:
             "repeats": str(repeats),
             "samples": str(len(samples)),
         }
-        if not (path.is_file() and _metadata(path) == made_of):
+        if not path.is_file() or state.metadata(path) != made_of:
             _write(path, samples, args, repeats, make, dtype, made_of)
-        with safe_open(str(path), "pt") as file:
-            self.tensors = {name: file.get_tensor(name) for name in file.keys()}
+        number = len(samples) * repeats
+        self.tensors = state.read(path, _expected(samples, args.seed, make, dtype, number))
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -68,9 +68,20 @@ def fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _metadata(path: Path) -> dict:
-    with safe_open(str(path), "pt") as file:
-        return file.metadata() or {}
+def _expected(samples, seed: int, make: Callable, dtype: torch.dtype, number: int) -> dict[str, torch.Tensor]:
+    """Name, shape and dtype of what the file holds, as `make` answers to the first sample: tensors without content."""
+    sample = _Repeated(samples, seed, range(1))[0]
+    batch = {name: value[None].to(_device()) for name, value in sample.items() if name != "position"}
+    with torch.no_grad():
+        made = make(batch, [0])
+    return {name: torch.empty(number, *value.shape[1:], dtype=dtype, device="meta") for name, value in made.items()}
+
+
+def _device() -> torch.device:
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
 
 
 def _write(
@@ -78,43 +89,39 @@ def _write(
 ) -> None:
     """Each process makes its share, the first one writes the file: beside first, then renamed."""
     from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    device, processes = _device(), PartialState()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if state.is_main_process:
-        for left in path.parent.glob(f"{path.name}.*.part"):  # by a run that was killed
+    if processes.is_main_process:
+        for left in path.parent.glob(f"*{path.name}*.part"):  # by a run that was killed
             left.unlink()
-    state.wait_for_everyone()
-    mine = range(state.process_index, len(samples) * repeats, state.num_processes)
-    loader = DataLoader(_Repeated(samples, args.seed, mine), batch_size=8, num_workers=args.workers)
+    processes.wait_for_everyone()
+    mine = _Repeated(
+        samples, args.seed, range(processes.process_index, len(samples) * repeats, processes.num_processes)
+    )
+    batches = data.load(mine, args.workers, batch_size=8)
+    total = -(-len(mine) // 8)
     kept: dict[str, list[torch.Tensor]] = {}
-    for batch in tqdm(loader, desc=f"making {path.name}", disable=not state.is_main_process):
+    for batch in tqdm(batches, total=total, desc=f"making {path.name}", disable=not processes.is_main_process):
         seeds = batch.pop("position").tolist()
-        batch = {name: value.to(state.device) for name, value in batch.items()}
+        batch = {name: value.to(device) for name, value in batch.items()}
         with torch.no_grad():
             made = make(batch, seeds)
         for name, value in made.items():
             kept.setdefault(name, []).append(
                 (value * 255).round().byte().cpu() if dtype == torch.uint8 else value.to("cpu", dtype)
             )
-    share = path.with_name(f"{path.name}.{state.process_index}.part")
-    save_file({name: torch.cat(values).contiguous() for name, values in kept.items()}, str(share))
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shares = sorted(path.parent.glob(f"{path.name}.*.part"))
-        names = kept.keys()
-        opened = [safe_open(str(share), "pt") for share in shares]
-        whole = {name: torch.cat([file.get_tensor(name) for file in opened]) for name in names}
-        del opened
-        beside = path.with_name(f"{path.name}.whole")
-        save_file(whole, str(beside), metadata=made_of)
-        os.replace(beside, path)
-        for share in shares:
-            share.unlink()
-    state.wait_for_everyone()
+    share = path.with_name(f"{path.name}.{processes.process_index}.part")
+    try:
+        state.write(share, {name: torch.cat(values) for name, values in kept.items()}, {})
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            shares = [load_file(str(part)) for part in sorted(path.parent.glob(f"{path.name}.*.part"))]
+            state.write(path, {name: torch.cat([part[name] for part in shares]) for name in kept}, made_of)
+        processes.wait_for_everyone()
+    finally:
+        share.unlink(missing_ok=True)
 
 
 class _Repeated(torch.utils.data.Dataset):

@@ -9,6 +9,7 @@ manifest as the file's comment, so a run that was killed goes on where it stood.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import multiprocessing
@@ -26,14 +27,39 @@ from PIL import Image, PngImagePlugin
 from .. import images
 from ..errors import InputError, disk_full, reason
 from ..iharmony import COMPOSITES, MASKS, REALS
+from ..numbers import real, whole
 from .looks import change_look
 from .regions import segment
-from .sources import Entry, digest, pick_reference, read_folders, read_index, reference_pools, side
+from .sources import (
+    LISTS,
+    SETTINGS,
+    Entry,
+    digest,
+    pick_reference,
+    read_folders,
+    read_index,
+    read_settings,
+    reference_pools,
+    side,
+)
 
 log = logging.getLogger(__name__)
 REFERENCE_SIDE = 256  # references are only looked at for their statistics
 SMALLEST = 0.005  # a foreground under half a percent teaches nothing
 ATTEMPTS = 3  # references tried for a composite before it is given up
+
+
+# What a manifest row must hold for the lists and the report.
+ROW = {
+    "composite": str,
+    "mask": str,
+    "real": str,
+    "split": str,
+    "subset": str,
+    "psnr": float,
+    "fmse": float,
+    "area": float,
+}
 
 
 class Unusable(InputError):
@@ -65,28 +91,37 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--unmasked-regions",
-        type=int,
+        type=whole(0, 1000),
         default=1,
         help="foregrounds to segment in each photo without a mask; 0: only borrow colours",
     )
-    parser.add_argument("--per-mask", type=int, default=4, help="composites for each foreground")
+    parser.add_argument("--per-mask", type=whole(1, 10_000), default=4, help="composites for each foreground")
     parser.add_argument(
         "--per-source-limit",
-        type=int,
+        type=whole(0),
         default=0,
         help="at most so many foregrounds of each source (0: all), so that none dominates",
     )
     parser.add_argument(
-        "--limit", type=int, default=0, help="at most so many foregrounds in all (0: all), drawn at random"
+        "--limit", type=whole(0), default=0, help="at most so many foregrounds in all (0: all), drawn at random"
     )
     parser.add_argument(
-        "--test-share", type=float, default=0.08, help="share of the scenes that goes into IHD_test.txt"
+        "--test-share",
+        type=real(0, 1, below=True),
+        default=0.08,
+        help="share of the scenes that goes into IHD_test.txt",
     )
     parser.add_argument(
-        "--strength", type=float, default=1.0, help="of the changes; 1.0 is as strong as the hard part of iHarmony4"
+        "--strength",
+        type=real(0.1, 2),
+        default=1.0,
+        help="of the changes; 1.0 is as strong as the hard part of iHarmony4",
     )
     parser.add_argument(
-        "--size", type=int, default=512, help="short side of what is written; larger photos are scaled down (0: never)"
+        "--size",
+        type=whole(0, 65500),
+        default=512,
+        help="short side of what is written; larger photos are scaled down (0: never)",
     )
     parser.add_argument(
         "--format",
@@ -95,9 +130,14 @@ def add_arguments(parser):
         help="of composites and real images; jpg is quality 95, 4:4:4",
     )
     parser.add_argument("--name", help="one subset of this name instead of one for each source")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; the result is the same for any number"
+        "--seed", type=whole(0, 2**63 - 1), default=0, help="decides the split and every change (default %(default)s)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole(1, 1024),
+        default=os.cpu_count() or 1,
+        help="processes; the result is the same for any number",
     )
 
 
@@ -131,7 +171,7 @@ def build(args):
     masked, unmasked = _entries(args)
     output = Path(args.output)
     _keep_settings(output, args)
-    _remove_unfinished(output)
+    _remove_unfinished(output)  # of a run that was killed
     tasks = plan(masked, unmasked, args)
     pools = reference_pools(masked + unmasked, args.seed, args.test_share)
     rows, failures = [], []
@@ -155,7 +195,7 @@ def build(args):
 
 
 def _remove_unfinished(output):
-    for left in output.glob("*/*/.*.part"):
+    for left in (*output.glob(".*.part"), *output.glob("*/*/.*.part")):
         left.unlink(missing_ok=True)
 
 
@@ -180,21 +220,6 @@ def _check(args):
         raise InputError("--masks needs --photos, the folder of the photos they belong to")
     if args.photos and not args.masks:
         raise InputError("--photos needs --masks; for photos without masks use --unmasked")
-    for name, low in (
-        ("per_mask", 1),
-        ("unmasked_regions", 0),
-        ("per_source_limit", 0),
-        ("limit", 0),
-        ("size", 0),
-        ("seed", 0),
-        ("workers", 1),
-    ):
-        if getattr(args, name) < low:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
-    if not 0 <= args.test_share < 1:
-        raise InputError(f"--test-share must be at least 0 and below 1, got {args.test_share}")
-    if not 0.1 <= args.strength <= 2:
-        raise InputError(f"--strength must lie between 0.1 and 2, got {args.strength}")
 
 
 def _entries(args):
@@ -213,16 +238,14 @@ def _entries(args):
 def _keep_settings(output, args):
     """What decides a composite's content must not change between the runs that fill one folder."""
     settings = {name: getattr(args, name) for name in ("seed", "strength", "size", "format", "test_share", "name")}
-    path = output / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text())
+    if (output / SETTINGS).is_file():
+        before = read_settings(output)
         if before != settings:
             raise InputError(
                 f"{output} was begun with {before}, now {settings} is asked for; go on with those settings or take another folder"
             )
         return
-    output.mkdir(parents=True, exist_ok=True)
-    _write(path, lambda file: file.write(json.dumps(settings).encode()))
+    images.write_bytes(output / SETTINGS, json.dumps(settings).encode())
 
 
 # --- planning -----------------------------------------------------------------------------------------------------------------------
@@ -293,7 +316,7 @@ _STATE = {}
 def _begin(pools, args):
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the main process tells it and tidies up
     torch.set_num_threads(1)
     _STATE.update(pools=pools, args=args)
 
@@ -472,50 +495,35 @@ def save(path, pixels, comment=None):
     """Writes uint8 pixels by the extension, whole or not at all; JPEG at quality 95 without chroma subsampling. A real picture or mask already there stays."""
     if comment is None and os.path.isfile(path) and os.path.getsize(path):
         return
-    image = Image.fromarray(pixels)
+    image, content = Image.fromarray(pixels), io.BytesIO()
     if path.suffix == ".png":
         info = PngImagePlugin.PngInfo()
         if comment:
             info.add_text("comment", comment)
-        options = {"format": "PNG", "pnginfo": info}
+        image.save(content, "PNG", pnginfo=info)
     else:
-        options = {
-            "format": "JPEG",
-            "quality": 95,
-            "subsampling": 0,
-            **({"comment": comment.encode()} if comment else {}),
-        }
-    _write(path, lambda file: image.save(file, **options))
-
-
-def _write(path, writer):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            writer(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        more = {"comment": comment.encode()} if comment else {}
+        image.save(content, "JPEG", quality=95, subsampling=0, **more)
+    images.write_bytes(path, content.getbuffer())
 
 
 def _comment(path):
     """The manifest row that a finished composite carries; None where there is none."""
+    if not path.is_file():
+        return None
     try:
         with images.opened(path) as file:
             row = json.loads(file.info["comment"])
+            own = row["composite"] == "/".join(path.parts[-3:])
+            return row if own and {name: type(row[name]) for name in ROW} == ROW else None
     except InputError:
         return None
-    return row if isinstance(row, dict) and str(row.get("composite")).endswith(f"/{path.name}") else None
 
 
 def _write_lists(output, rows):
-    for split in ("train", "test"):
+    for split in LISTS:
         names = [row["composite"] for row in rows if row["split"] == split]
         if not names:
             log.warning("no photo fell on the %s side; give more photos or another --test-share", split)
-        _write(
-            output / f"IHD_{split}.txt",
-            lambda file, names=names: file.write("".join(f"{name}\n" for name in names).encode()),
-        )
-    _write(output / "manifest.jsonl", lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode()))
+        images.write_bytes(output / LISTS[split], "".join(f"{name}\n" for name in names).encode())
+    images.write_bytes(output / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -1,38 +1,84 @@
 """The data: photos for the autoencoder, pairs in the shape of iHarmony4 for the two stages."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .. import iharmony
+from .. import images, iharmony
 from ..errors import InputError
 from . import looks, sources
 
 
-def training_photos(source: Path, seed: int, test_share: float) -> list[Path]:
-    """The photos of a folder or an index (`.jsonl`) that `make-composites` with this seed and share would train on.
+def load(dataset: Dataset, workers: int, **options) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches of a dataset, read ahead by so many processes; `options` are DataLoader's.
+
+    An InputError met in one of them arrives as it is: torch itself would wrap it into a page of text.
+    """
+    ahead = {"prefetch_factor": 4} if workers else {}
+    for batch in DataLoader(_Told(dataset), num_workers=workers, collate_fn=_collate, **ahead, **options):
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+class _Told(Dataset):
+    """A dataset whose input errors are values."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor] | InputError:
+        try:
+            return self.dataset[place]
+        except InputError as error:
+            return InputError(str(error))
+
+
+def _collate(samples: list) -> dict[str, torch.Tensor] | InputError:
+    return next((sample for sample in samples if isinstance(sample, InputError)), None) or default_collate(samples)
+
+
+def training_photos(given: list[Path]) -> list[Path]:
+    """The photos to train on: those of folders, index files (`.jsonl`) and data sets as `make-composites` writes them.
+
+    Of a data set, the real pictures of its IHD_train.txt, never one of IHD_test.txt. Where one was written by `make-composites`, what
+    fell on its test side is left out of the other sources, too.
 
     Raises:
-        ValueError: nothing there, or lines that are no index.
+        InputError: nothing there, lines that are no index, or a data set that is not finished.
     """
-    source = Path(source)
-    entries = sources.read_folders(source) if source.is_dir() else sources.read_index(source)
-    return sorted({Path(e.image) for e in entries if sources.side(e, seed, test_share) == "train"})
+    datasets = [source for source in given if sources.is_dataset(source)]
+    splits = [sources.read_settings(source) for source in datasets if (source / sources.SETTINGS).is_file()]
+    photos = {path for source in datasets for path in _training_reals(source)}
+    for source in given:
+        if source not in datasets:
+            entries = sources.read_folders(source) if source.is_dir() else sources.read_index(source)
+            photos |= {
+                Path(entry.image)
+                for entry in entries
+                if all(sources.side(entry, split["seed"], split["test_share"]) == "train" for split in splits)
+            }
+    if not photos:
+        raise InputError(f"No photo to train on in {', '.join(map(str, given))}: all of them are kept for testing.")
+    return sorted(photos)
 
 
-def _open(path: Path, mode: str, least_side: int = 0) -> Image.Image:
-    """The picture; with `least_side`, a JPEG may be decoded at a fraction of its size that keeps both sides at least so long."""
-    try:
-        with Image.open(path) as image:
-            if least_side:
-                image.draft(mode, (least_side, least_side))
-            return image.convert(mode)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read as a picture ({error}). Repair it or take it out of the list."
-        ) from error
+def _training_reals(dataset: Path) -> set[Path]:
+    if not (dataset / sources.LISTS["train"]).is_file():
+        raise InputError(f"{dataset} is not finished: start make-composites again, then the training.")
+    reals = {split: set() for split in sources.LISTS}
+    for split, name in sources.LISTS.items():
+        path = dataset / name
+        if path.is_file() and path.stat().st_size:
+            reals[split] = {triple.real for triple in iharmony.pairs(dataset, name)}
+    return reals["train"] - reals["test"]
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -57,6 +103,15 @@ def random_box(
     return left, top, left + side, top + side
 
 
+def check_proportions(path: Path, size: tuple[int, int], other: Path, other_size: tuple[int, int]) -> None:
+    """InputError where two pictures (sizes: width, height) are not of the same proportions, up to two pixels of rounding."""
+    (width, height), (other_width, other_height) = size, other_size
+    if abs(width * other_height - height * other_width) > 2 * max(*size, *other_size):
+        raise InputError(
+            f"{path} is {width}x{height}, {other} {other_width}x{other_height}; both must have the same proportions."
+        )
+
+
 class Photos:
     """Random crops of photos for the autoencoder: {"image": [3, size, size] in [0, 1]}, flipped, with a global change of colour now and then.
 
@@ -70,7 +125,7 @@ class Photos:
         return len(self.paths)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        image = _open(self.paths[index], "RGB")
+        image = images.open_picture(self.paths[index])
         scale = self.size / min(image.size) * rng.uniform(1, 2)
         if scale < 1:
             scale = rng.uniform(scale, 1)
@@ -112,7 +167,13 @@ class Pairs:
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         triple = self.triples[index]
-        composite, real, mask = _open(triple.composite, "RGB"), _open(triple.real, "RGB"), _open(triple.mask, "L")
+        composite, real, mask = (
+            images.open_picture(triple.composite),
+            images.open_picture(triple.real),
+            images.open_mask(triple.mask),
+        )
+        for path, picture in ((triple.real, real), (triple.mask, mask)):
+            check_proportions(path, picture.size, triple.composite, composite.size)
         real, mask = (
             picture if picture.size == composite.size else picture.resize(composite.size, Image.Resampling.BILINEAR)
             for picture in (real, mask)
@@ -149,7 +210,8 @@ class Recolored(Pairs):
     def _read(self, index: int, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Real picture [size, size, 3] float32 in [0, 1] and mask [size, size] bool, cropped and flipped as `Pairs` does."""
         triple = self.triples[index]
-        real, mask = _open(triple.real, "RGB", size * 2), _open(triple.mask, "L")
+        real, mask = images.open_picture(triple.real, size * 2), images.open_mask(triple.mask)
+        check_proportions(triple.mask, mask.size, triple.real, real.size)
         box = _crop(mask, size, rng) if self.augment else (0, 0, *mask.size)
         scaled = tuple(
             side * real_side / mask_side for side, real_side, mask_side in zip(box, real.size * 2, mask.size * 2)

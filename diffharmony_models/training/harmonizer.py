@@ -1,7 +1,6 @@
 """`train-harmonizer`: stage 1, the inpainting UNet that harmonizes in latent space."""
 
 import argparse
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,8 @@ import torch
 
 from .. import checkpoint, geometry, sampling
 from ..errors import InputError
+from ..numbers import real, whole
 from . import cache, data, loop, sheets
-
-logger = logging.getLogger(__name__)
 
 # The weight of the published loss: a small foreground counts more, up to this factor.
 LARGEST_WEIGHT = 5.0
@@ -37,22 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", type=Path, help="checkpoint that brings the VAE where --from has none, or another one")
     parser.add_argument(
         "--widths",
-        type=int,
+        type=whole(1, 4096),
         nargs=4,
         default=(32, 64, 128, 256),
         help="of a new UNet, multiples of 32 (default %(default)s)",
     )
     parser.add_argument(
-        "--layers", type=int, default=1, help="residual layers a level of a new UNet (default %(default)s)"
+        "--layers", type=whole(1, 64), default=1, help="residual layers a level of a new UNet (default %(default)s)"
     )
     parser.add_argument(
         "--groups",
-        type=int,
+        type=whole(1, 1024),
         default=8,
         help="normalisation groups of a new UNet; with few channels a group absolute colours are "
         "normalised away (default %(default)s)",
     )
-    parser.add_argument("--heads", type=int, default=8, help="attention heads of a new UNet (default %(default)s)")
+    parser.add_argument(
+        "--heads", type=whole(1, 1024), default=8, help="attention heads of a new UNet (default %(default)s)"
+    )
     parser.add_argument(
         "--start-as-copy",
         action="store_true",
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--null-text",
-        type=int,
+        type=whole(1, 4096),
         nargs=2,
         default=(8, 64),
         metavar=("TOKENS", "WIDTH"),
@@ -76,7 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prediction-type", choices=sampling.PREDICTIONS, help="of a new UNet (default: that of --from, else epsilon)"
     )
     parser.add_argument(
-        "--size", type=int, default=512, help="side of the training pictures, a multiple of 64 (default %(default)s)"
+        "--size",
+        type=whole(64, 8192, multiple_of=64),
+        default=512,
+        help="side of the training pictures, a multiple of 64 (default %(default)s)",
     )
     parser.add_argument(
         "--loss",
@@ -86,14 +89,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--background-weight",
-        type=float,
+        type=real(0, 1e6),
         default=0.0,
         help="with the foreground loss: what the background's error counts; a UNet from "
         "nothing needs some, or it leaves noise there that the decoder smears over the edge (default %(default)s, as published)",
     )
     parser.add_argument(
         "--color-weight",
-        type=float,
+        type=real(0, 1e6),
         default=0.0,
         help="what the squared error of the foreground's mean counts beside that of each latent; "
         "the mean is its colour as a whole, which a short training finds last (default %(default)s, as published)",
@@ -106,20 +109,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sampler-share",
-        type=float,
+        type=real(0, 1),
         default=0.0,
         help="share of the samples that are trained where the 5-step sampler "
         "goes: at its timesteps, from the model's own first estimate instead of the real picture (default %(default)s, as published)",
     )
     parser.add_argument(
         "--first-share",
-        type=float,
+        type=real(0, 1),
         default=0.25,
         help="share of those that stand at its first step, where the colour is found (default %(default)s)",
     )
     parser.add_argument(
         "--cache-latents",
-        type=int,
+        type=whole(0, 10_000),
         default=0,
         metavar="K",
         help="encode every pair K times before training, each time with another "
@@ -132,18 +135,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "changes of look), instead of reading the listed one; with --cache-latents, K other ones a pair",
     )
     parser.add_argument(
-        "--limit", type=int, default=0, help="use only this many pairs, evenly spread over the list (default: all)"
+        "--limit", type=whole(0), default=0, help="use only this many pairs, evenly spread over the list (default: all)"
     )
     loop.add_arguments(parser, steps=100_000, batch_size=16, learning_rate=1e-5)
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/harmonizer.safetensors: UNet, VAE and null text in one file."""
-    if args.size % 64:
-        raise InputError(f"--size must be a multiple of 64, got {args.size}")
-    for name in ("sampler_share", "first_share"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise InputError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(args, name)}")
+    loop.seeded(args)
     start = _start(args)
     unet, vae = (
         checkpoint.build_unet(start.unet).float().train(),
@@ -269,10 +268,10 @@ class Objective:
         drawn = (uniform(len(real)) * 1000).floor()
         timesteps = torch.where(own, self.own_timesteps.to(device)[place], drawn)
         sigma = self.sigma(timesteps)[:, None, None, None]
-        start, first_noise, noise = real.clone(), normal(), normal()
+        first_noise, noise = normal(), normal()
         first = own & (timesteps == 999)
-        start[first] = 0
-        if (chosen := own & ~first).any():
+        start = torch.where(first[:, None, None, None], 0.0, real)
+        if self.sampler_share and (chosen := own & ~first).any():
             top = torch.full_like(timesteps[chosen], 999.0)
             highest = self.sigma(top)[:, None, None, None]
             with torch.no_grad():
@@ -303,9 +302,8 @@ class Objective:
         )
         per_pixel = estimate_error / (4 * mask.sum(dim=(1, 2, 3)).clamp(min=1))
         numbers = {
-            f"error_{name}": per_pixel[chosen].mean().item()
+            f"error_{name}": (per_pixel * chosen).sum() / chosen.sum()  # NaN where the batch has none of these
             for name, chosen in (("own", own), ("first", timesteps > 998.5))
-            if chosen.any()
         }
         return each.mean(), numbers
 
@@ -372,6 +370,13 @@ def _start(args) -> checkpoint.Checkpoint:
 def _new_unet(args) -> checkpoint.Part:
     from diffusers.models import UNet2DConditionModel
 
+    if any(width % args.groups for width in args.widths):
+        raise InputError(
+            f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it"
+        )
+    attended = args.widths if args.top_attention else args.widths[1:]
+    if any(width % args.heads for width in attended):
+        raise InputError(f"--heads {args.heads} does not fit --widths: {attended} must be multiples of it")
     top = "CrossAttn" if args.top_attention else ""
     unet = UNet2DConditionModel(
         sample_size=args.size // 8,

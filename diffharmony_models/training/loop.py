@@ -2,53 +2,74 @@
 
 A trainer brings its model, a dataset and a loss. Everything random is drawn from (seed, position), never from a running
 state: sample number *n* of a run is the same after a resume as in an unbroken run, so a checkpoint holds only the weights,
-the optimiser, the EMA and the step.
+the optimiser, the EMA and the step (see `state`).
 """
 
 import argparse
 import logging
 import math
 import os
+import random
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import InputError
+from ..numbers import real, whole
+from . import data
+from .state import State
 
 logger = logging.getLogger(__name__)
+
+NOTHING_TO_LEARN = 10
+"""So many steps in a row without any loss, or without any foreground, end a training."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: int, learning_rate: float) -> None:
     """The flags every trainer has; the three defaults differ from trainer to trainer."""
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--output", type=Path, required=True, help="folder of the run: checkpoints, curves, samples, result"
+        "--output", type=folder, required=True, help="folder of the run: checkpoints, curves, samples, result"
     )
-    group.add_argument("--steps", type=int, default=steps, help="optimiser steps in all (default %(default)s)")
+    group.add_argument("--steps", type=whole(1), default=steps, help="optimiser steps in all (default %(default)s)")
     group.add_argument(
-        "--batch-size", type=int, default=batch_size, help="samples a step and process (default %(default)s)"
+        "--batch-size",
+        type=whole(1, 65536),
+        default=batch_size,
+        help="samples a step and process (default %(default)s)",
     )
     group.add_argument(
-        "--learning-rate", type=float, default=learning_rate, help="peak learning rate (default %(default)s)"
+        "--learning-rate",
+        type=real(0, 1, above=True),
+        default=learning_rate,
+        help="peak learning rate (default %(default)s)",
     )
-    group.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up (default %(default)s)")
+    group.add_argument("--warmup", type=whole(0), default=100, help="steps of linear warm-up (default %(default)s)")
     group.add_argument(
         "--schedule", choices=("constant", "cosine"), default="constant", help="after the warm-up (default %(default)s)"
     )
-    group.add_argument("--weight-decay", type=float, default=1e-2, help="AdamW weight decay (default %(default)s)")
+    group.add_argument("--weight-decay", type=real(0, 1), default=1e-2, help="AdamW weight decay (default %(default)s)")
     group.add_argument(
-        "--gradient-norm", type=float, default=1.0, help="gradients are clipped to this norm (default %(default)s)"
+        "--gradient-norm",
+        type=real(0, 1e9, above=True),
+        default=1.0,
+        help="gradients are clipped to this norm (default %(default)s)",
     )
     group.add_argument(
-        "--gradient-accumulation", type=int, default=1, help="batches that make one step (default %(default)s)"
+        "--gradient-accumulation",
+        type=whole(1, 65536),
+        default=1,
+        help="batches that make one step (default %(default)s)",
     )
     group.add_argument(
         "--ema-decay",
-        type=float,
+        type=real(0, 1, below=True),
         default=0.9999,
         help="decay of the averaged weights; 0 = no EMA (default %(default)s)",
     )
@@ -59,19 +80,43 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: in
         help="autocast (default: accelerate's setting)",
     )
     group.add_argument(
-        "--checkpoint-every", type=int, default=500, help="steps between checkpoints (default %(default)s)"
+        "--checkpoint-every", type=whole(1), default=500, help="steps between checkpoints (default %(default)s)"
     )
     group.add_argument(
-        "--keep-checkpoints", type=int, default=2, help="how many are kept; 0 = all (default %(default)s)"
+        "--keep-checkpoints", type=whole(0), default=2, help="how many are kept; 0 = all (default %(default)s)"
     )
     group.add_argument(
-        "--sample-every", type=int, default=500, help="steps between sample sheets; 0 = none (default %(default)s)"
+        "--sample-every", type=whole(0), default=500, help="steps between sample sheets; 0 = none (default %(default)s)"
     )
     group.add_argument(
-        "--log-every", type=int, default=20, help="steps between points of the curves (default %(default)s)"
+        "--log-every", type=whole(1), default=20, help="steps between points of the curves (default %(default)s)"
     )
-    group.add_argument("--workers", type=int, default=2, help="data loading processes (default %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="seed of everything random (default %(default)s)")
+    group.add_argument("--workers", type=whole(0, 1024), default=2, help="data loading processes (default %(default)s)")
+    group.add_argument(
+        "--seed", type=whole(0, 2**63 - 1), default=0, help="seed of everything random (default %(default)s)"
+    )
+
+
+def folder(text: str) -> Path:
+    """The type of `--output`: a folder, or the name of one that can be made."""
+    path = Path(text)
+    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"{nearest} is {'write-protected' if nearest.is_dir() else 'not a folder'}; give another folder"
+        )
+    return path
+
+
+def seeded(args: argparse.Namespace) -> None:
+    """Seeds every generator there is. A trainer calls it first, before it builds a new network."""
+    _seed_all(args.seed)
+
+
+def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -101,22 +146,16 @@ class Positions(Dataset):
         return self.samples.get(int(self._epoch[1][place]), np.random.default_rng((self.seed, 2, position)))
 
 
-def batches(samples, args, *, first_step: int, rank: int, world: int) -> DataLoader:
+def batches(samples, args: argparse.Namespace, *, first_step: int, rank: int, world: int) -> Iterator[dict]:
     """The batches of one process from `first_step` on: consecutive positions, each process its own slice of every step."""
     per_process = args.batch_size
 
-    def positions():
+    def positions() -> Iterator[list[int]]:
         for micro in range(first_step * args.gradient_accumulation, args.steps * args.gradient_accumulation):
             start = (micro * world + rank) * per_process
             yield list(range(start, start + per_process))
 
-    return DataLoader(
-        Positions(samples, args.seed),
-        batch_sampler=_Listed(positions),
-        num_workers=args.workers,
-        persistent_workers=False,
-        prefetch_factor=4 if args.workers else None,
-    )
+    return data.load(Positions(samples, args.seed), args.workers, batch_sampler=_Listed(positions))
 
 
 class _Listed:
@@ -129,10 +168,28 @@ class _Listed:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]{1,10}", path.name)]
+    return sorted(found, key=_step_of)
 
 
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """InputError where the training needs more memory than there is."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
+            raise
+        raise InputError(
+            "The training needs more memory than there is: give a smaller --batch-size or --size."
+        ) from error
+
+
+@_enough_memory()
 def train(
     args: argparse.Namespace,
     model: torch.nn.Module,
@@ -148,23 +205,29 @@ def train(
         args: what `add_arguments` parsed.
         model: the module to train; all of its parameters that require a gradient.
         samples: `len(samples)` and `samples.get(index, rng) -> dict of tensors`.
-        loss: `loss(model, batch, generator) -> (scalar, {name: number})`; draw noise from `generator` only.
+        loss: `loss(model, batch, generator) -> (scalar, {name: number})`, the numbers as tensors, so that none is waited for in
+            every step; NaN where a batch has none. Draw noise from `generator` only.
         export: `export(model)`, called once at the end with the averaged weights (the live ones without EMA).
         sample: `sample(model, step)`, called now and then with the averaged weights, which are put back afterwards.
+
+    Raises:
+        InputError: a checkpoint that does not fit, a loss that is not finite or nothing to learn, no room on the disk or in memory.
     """
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
     from diffusers.training_utils import EMAModel
     from tqdm import tqdm
 
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation,
-        log_with="tensorboard",
-        project_dir=str(args.output),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.gradient_accumulation,
+            log_with="tensorboard",
+            project_dir=str(args.output),
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise InputError(f"{error} Give another --mixed-precision.") from error
     args.output.mkdir(parents=True, exist_ok=True)
-    set_seed(args.seed)
+    _seed_all(args.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=args.weight_decay, fused=True
@@ -173,57 +236,60 @@ def train(
     ema = EMAModel(model.parameters(), decay=args.ema_decay) if args.ema_decay else None
     if ema:
         ema.to(accelerator.device)
-        accelerator.register_for_checkpointing(ema)
+    state = State(model, optimizer, ema, accelerator.scaler, args.seed)
+    if accelerator.is_main_process:
+        for left in args.output.glob("partial-*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    step = 0
+    if done := checkpoints(args.output):
+        step = _step_of(done[-1])
+        state.load(done[-1], step)
+        logger.info("going on from %s", done[-1])
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.init_trackers("logs")
 
-    step = 0
-    if done := checkpoints(args.output):
-        accelerator.load_state(str(done[-1]))
-        step = int(done[-1].name.removeprefix("checkpoint-"))
-        logger.info("going on from %s", done[-1])
-
     loader = batches(samples, args, first_step=step, rank=accelerator.process_index, world=accelerator.num_processes)
-    bar = tqdm(total=args.steps, initial=step, disable=not accelerator.is_main_process, desc=args.output.name)
-    running: dict[str, list[float]] = {}
-    for micro, batch in enumerate(loader, start=step * args.gradient_accumulation):
-        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        generator = torch.Generator(accelerator.device).manual_seed(
-            _seed_of(args.seed, micro, accelerator.process_index)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
-        with accelerator.accumulate(model), accelerator.autocast():
-            value, numbers = loss(model, batch, generator)
-            if not torch.isfinite(value):
-                raise InputError(
-                    f"The loss became {value.item()} at step {step}. Lower --learning-rate (now {args.learning_rate:g}) and start "
-                    f"again from the last checkpoint in {args.output}."
-                )
-            accelerator.backward(value)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(trained, args.gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        for name, number in {"loss": value.item(), **numbers}.items():
-            running.setdefault(name, []).append(float(number))
-        if not accelerator.sync_gradients:
-            continue
-        if ema:
-            ema.step(model.parameters())
-        step += 1
-        bar.update()
-        if step % args.log_every == 0:
-            means = {name: float(np.mean(values)) for name, values in running.items()}
-            accelerator.log({**means, "learning_rate": learning_rate(step - 1, args)}, step=step)
-            bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-            running.clear()
-        if step % args.checkpoint_every == 0 or step == args.steps:
-            _save(accelerator, args, step)
-        if sample and args.sample_every and step % args.sample_every == 0 and accelerator.is_main_process:
-            with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
-                sample(averaged, step)
-    bar.close()
+    watch = Watch(args)
+    running: dict[str, list[torch.Tensor]] = {}
+    with tqdm(total=args.steps, initial=step, disable=not accelerator.is_main_process, desc=args.output.name) as bar:
+        for micro, batch in enumerate(loader, start=step * args.gradient_accumulation):
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            noise_seed = _seed_of(args.seed, micro, accelerator.process_index)
+            _seed_all(noise_seed)  # for what draws from the global generators in the network, as dropout does
+            generator = torch.Generator(accelerator.device).manual_seed(noise_seed)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args)
+            with accelerator.accumulate(model), accelerator.autocast():
+                value, numbers = loss(model, batch, generator)
+                accelerator.backward(value)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(trained, args.gradient_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            watch.see(step, value, batch.get("mask"))
+            for name, number in {"loss": value, **numbers}.items():
+                running.setdefault(name, []).append(torch.as_tensor(number).detach().float())
+            if not accelerator.sync_gradients:
+                continue
+            if ema:
+                ema.step(model.parameters())
+            step += 1
+            bar.update()
+            logs, saves = step % args.log_every == 0, step % args.checkpoint_every == 0 or step == args.steps
+            shows = sample is not None and args.sample_every > 0 and step % args.sample_every == 0
+            if logs or saves or shows:
+                watch.check()
+            if logs:
+                means = {name: torch.stack(values).nanmean().item() for name, values in running.items()}
+                means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+                accelerator.log({**means, "learning_rate": learning_rate(step - 1, args)}, step=step)
+                bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+                running.clear()
+            if saves:
+                _save(accelerator, state, args, step)
+            if shows and accelerator.is_main_process:
+                with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
+                    sample(averaged, step)
     if accelerator.is_main_process:
         with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
             export(averaged)
@@ -235,17 +301,55 @@ def _seed_of(seed: int, micro: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, 3, micro, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _save(accelerator, args, step: int) -> None:
+class Watch:
+    """Looks for what makes going on pointless. The numbers stay on their device until `check`, so that no step waits for them."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.patience = min(NOTHING_TO_LEARN, args.steps * args.gradient_accumulation)
+        self.seen: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
+        self.without_loss = self.without_mask = 0
+
+    def see(self, step: int, loss: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """A batch's loss, and its masks where it has some."""
+        self.seen.append((step, loss.detach(), None if mask is None else mask.amax()))
+
+    def check(self) -> None:
+        """InputError where a loss since the last check is not finite, or where for `patience` batches there was nothing to learn."""
+        steps, losses, masks = zip(*self.seen)
+        losses = torch.stack(losses).tolist()
+        masks = [None] * len(losses) if masks[0] is None else torch.stack(masks).tolist()
+        self.seen.clear()
+        for step, loss, mask in zip(steps, losses, masks):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"The loss became {loss} at step {step}. Lower --learning-rate (now {self.args.learning_rate:g}) and start again "
+                    f"from the last checkpoint in {self.args.output}."
+                )
+            self.without_loss = 0 if loss else self.without_loss + 1
+            self.without_mask = 0 if mask is None or mask > 0 else self.without_mask + 1
+        if self.without_mask >= self.patience:
+            raise InputError(
+                f"The masks of the last {self.without_mask} batches are empty: nothing is foreground. Masks must be white, or opaque, "
+                f"where the foreground is."
+            )
+        if self.without_loss >= self.patience:
+            raise InputError(
+                f"The loss of the last {self.without_loss} batches is exactly zero: there is nothing to learn. Check that composites "
+                f"differ from their real pictures and that masks are white where the foreground is."
+            )
+
+
+def _save(accelerator, state: State, args: argparse.Namespace, step: int) -> None:
     """Writes checkpoint-STEP beside and renames it, so that what carries the name is whole; then drops the oldest."""
     target, beside = args.output / f"checkpoint-{step}", args.output / f"partial-{step}"
     if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(beside))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(beside, target)
+        try:
+            state.save(beside, step)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(beside, target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         if args.keep_checkpoints:
             for old in checkpoints(args.output)[: -args.keep_checkpoints]:
                 shutil.rmtree(old)

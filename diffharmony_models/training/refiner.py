@@ -1,7 +1,6 @@
 """`train-refiner`: stage 2, the residual UNet that brings back what the VAE lost, trained on stage 1's real outputs."""
 
 import argparse
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,10 @@ import torch
 
 from .. import checkpoint, geometry
 from ..errors import InputError
+from ..harmonize import resolution
+from ..numbers import whole
 from ..refiner import INPUTS, Refiner, stack
 from . import cache, data, loop, sheets
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,17 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--widths",
-        type=int,
+        type=whole(1, 4096),
         nargs="+",
         default=(64, 128, 256, 256),
         help="of a new refiner, multiples of --groups (default %(default)s, small)",
     )
     parser.add_argument(
-        "--layers", type=int, default=2, help="residual layers a level of a new refiner (default %(default)s)"
+        "--layers", type=whole(1, 64), default=2, help="residual layers a level of a new refiner (default %(default)s)"
     )
     parser.add_argument(
         "--groups",
-        type=int,
+        type=whole(1, 1024),
         default=32,
         help="normalisation groups of a new refiner; every width is a multiple of it (default %(default)s)",
     )
@@ -50,26 +49,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=7,
         help="7: harmonized, mask, composite; 4: without the composite; 3: harmonized",
     )
-    parser.add_argument("--size", type=int, default=256, help="resolution of the refinement (default %(default)s)")
     parser.add_argument(
-        "--resolution", type=int, default=0, help="resolution of stage 1 (default: the checkpoint's own)"
+        "--size", type=whole(16, 8192), default=256, help="resolution of the refinement (default %(default)s)"
+    )
+    parser.add_argument(
+        "--resolution", type=resolution, default=0, help="resolution of stage 1 (default: the checkpoint's own)"
     )
     parser.add_argument(
         "--crop",
-        type=int,
+        type=whole(0, 8192, multiple_of=8),
         default=0,
         help="train on random crops of this side, a multiple of 8 (default: whole pictures)",
     )
     parser.add_argument(
         "--cache-outputs",
-        type=int,
+        type=whole(0, 10_000),
         default=0,
         metavar="K",
         help="run stage 1 K times for every pair before training, each time with another "
         "crop and noise, instead of anew in each step (default %(default)s: off)",
     )
     parser.add_argument(
-        "--limit", type=int, default=0, help="use only this many pairs, evenly spread over the list (default: all)"
+        "--limit", type=whole(0), default=0, help="use only this many pairs, evenly spread over the list (default: all)"
     )
     loop.add_arguments(parser, steps=50_000, batch_size=16, learning_rate=1e-4)
 
@@ -78,8 +79,9 @@ def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/diffharmony.safetensors: stage 1, VAE, null text and the refiner in one file."""
     from ..pipeline import DiffHarmony
 
-    if args.crop % 8 or args.crop > args.size:
-        raise InputError(f"--crop must be a multiple of 8 and at most --size ({args.size}), got {args.crop}")
+    if args.crop > args.size:
+        raise InputError(f"--crop must be at most --size ({args.size}), got {args.crop}")
+    loop.seeded(args)
     start = checkpoint.read(args.start)
     stage1 = DiffHarmony.from_checkpoint(start, dtype=torch.float32)
     if start.refiner is not None:
@@ -91,6 +93,11 @@ def run(args: argparse.Namespace) -> None:
             layers_per_block=args.layers,
             norm_num_groups=args.groups,
         )
+    for name, side in (("--size", args.size), ("--crop", args.crop)):
+        if side % refiner.factor:
+            raise InputError(
+                f"{name} must be a multiple of {refiner.factor} for a refiner of so many levels, got {side}"
+            )
     pairs = data.Pairs(args.dataset, args.list, args.size, limit=args.limit)
 
     def harmonize(batch, seeds):
@@ -119,10 +126,9 @@ def run(args: argparse.Namespace) -> None:
         refined = model(stack(batch["harmonized"], batch["composite"], batch["mask"], refiner.config["in_channels"]))
         value = (refined - target).square().mean()
         with torch.no_grad():
-            before = (batch["harmonized"] * 2 - 1 - target).square()
-            inside = batch["mask"].expand_as(target) > 0
-            gain = 10 * torch.log10(before[inside].mean() / (refined - target).square()[inside].mean())
-        return value, {"foreground_gain_db": gain.item()}
+            before = (batch["harmonized"] * 2 - 1 - target).square() * batch["mask"]
+            after = (refined - target).square() * batch["mask"]
+        return value, {"foreground_gain_db": 10 * torch.log10(before.sum() / after.sum())}
 
     shown = [
         samples.get(index, np.random.default_rng((17, index)))

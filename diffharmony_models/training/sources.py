@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ..errors import InputError
 
+SETTINGS, LISTS = "settings.json", {"train": "IHD_train.txt", "test": "IHD_test.txt"}
+"""What `make-composites` writes into its folder."""
+
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -24,6 +27,26 @@ class Entry:
     key: str  # names the entry wherever the files lie; seeds its generator
     label: str | None = None
     licence: str | None = None
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is one that `make-composites` fills, or iHarmony4 itself."""
+    return any((folder / name).is_file() for name in (SETTINGS, LISTS["train"]))
+
+
+def read_settings(folder: Path) -> dict:
+    """What `make-composites` was run with; `seed` and `test_share` decide the split. InputError where the file is not one of its own."""
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        seed, share = settings["seed"], settings["test_share"]
+        if type(seed) is not int or type(share) not in (int, float) or not (seed >= 0 and 0 <= share < 1):
+            raise ValueError(f"seed {seed!r}, test_share {share!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not what make-composites writes ({str(error)[:100]}). Make the data set again in another folder."
+        ) from error
+    return settings
 
 
 def read_index(path):

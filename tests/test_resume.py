@@ -1,0 +1,303 @@
+"""Runs that are killed, go on, and end with the same weights to the bit; and what lies in a run's folder is not trusted."""
+
+import os
+import pickle
+import shutil
+import socket
+
+import pytest
+import torch
+import training_runs as runs
+from safetensors.torch import load_file, save_file
+
+from diffharmony_models.training.state import FILE, State
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return runs.make_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def results(dataset, tmp_path_factory):
+    """The unbroken run of each trainer, by its name; each builds on the file of the one before."""
+    root = tmp_path_factory.mktemp("whole")
+    for name in TRAINERS:
+        assert runs.run(arguments(name, dataset, root, root / name), root / "stderr") == 0, read(root / "stderr")
+    return root
+
+
+TRAINERS = {"autoencoder": "vae", "harmonizer": "harmonizer", "refiner": "diffharmony"}
+
+
+def arguments(name, dataset, results, output, *more, **run):
+    before = {"harmonizer": ("autoencoder/vae.safetensors",), "refiner": ("harmonizer/harmonizer.safetensors",)}
+    files = [results / file for file in before.get(name, ())]
+    return getattr(runs, name)(dataset, *files, *more, output=output, **run)
+
+
+def read(path):
+    return path.read_text()
+
+
+def same(one, other):
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_killed_run_repeats_to_the_bit(name, dataset, results, tmp_path):
+    """Killed before its first checkpoint, in the middle of writing it, and after it."""
+    output = tmp_path / name
+    command = arguments(name, dataset, results, output)
+    for die, left in (("before 1", []), ("saving 2", ["partial-2"]), ("before 3", ["checkpoint-2"])):
+        assert runs.run(command, tmp_path / "stderr", die) == -9
+        assert sorted(path.name for path in output.glob("*-*")) == left
+    assert runs.run(command, tmp_path / "stderr") == 0, read(tmp_path / "stderr")
+    assert sorted(path.name for path in output.glob("*-*")) == ["checkpoint-2", "checkpoint-4"]
+    whole = dict(runs.losses(results / name))
+    assert len(whole) == 4 and runs.losses(output) == [(step, whole[step]) for step in (1, 1, 1, 2, 2, 3, 3, 4)]
+    assert same(output / f"{TRAINERS[name]}.safetensors", results / name / f"{TRAINERS[name]}.safetensors")
+    assert same(output / "checkpoint-4" / FILE, results / name / "checkpoint-4" / FILE)
+
+
+@pytest.mark.parametrize("more", [("--recolor", "--start-as-copy"), ("--cache-latents", "1", "--root")], ids=" ".join)
+def test_other_ways_of_stage_one_repeat_too(dataset, results, tmp_path, more):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    commands = [arguments("harmonizer", dataset, results, output, *more) for output in (whole, broken)]
+    assert runs.run(commands[0], tmp_path / "stderr") == 0, read(tmp_path / "stderr")
+    assert runs.run(commands[1], tmp_path / "stderr", "before 3") == -9
+    assert runs.run(commands[1], tmp_path / "stderr") == 0, read(tmp_path / "stderr")
+    assert same(whole / "harmonizer.safetensors", broken / "harmonizer.safetensors")
+
+
+def test_workers_change_nothing(dataset, results, tmp_path):
+    command = arguments("harmonizer", dataset, results, tmp_path / "run", "--workers", "2")
+    assert runs.run(command, tmp_path / "stderr") == 0, read(tmp_path / "stderr")
+    assert same(tmp_path / "run/harmonizer.safetensors", results / "harmonizer/harmonizer.safetensors")
+
+
+def test_two_processes_go_on_to_the_same_weights(dataset, results, tmp_path):
+    def both(output, die):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        processes = [
+            runs.start(
+                arguments("harmonizer", dataset, results, output, "--batch-size", "1"),
+                tmp_path / f"stderr{rank}",
+                die,
+                ACCELERATE_USE_CPU="true",
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE="2",
+                LOCAL_WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            )
+            for rank in range(2)
+        ]
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+    assert both(tmp_path / "whole", "") == [0, 0], read(tmp_path / "stderr0")
+    assert both(tmp_path / "broken", "before 3") == [-9, -9]
+    assert both(tmp_path / "broken", "") == [0, 0], read(tmp_path / "stderr0")
+    assert same(tmp_path / "whole/harmonizer.safetensors", tmp_path / "broken/harmonizer.safetensors")
+    steps = [step for step, _ in runs.losses(tmp_path / "whole")]
+    assert steps == [1, 2, 3, 4]  # one process logs
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(dataset, results, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(results / "refiner/checkpoint-2", output / "checkpoint-2")
+    limit = (output / "checkpoint-2" / FILE).stat().st_size // 2
+    assert runs.run(arguments("refiner", dataset, results, output), tmp_path / "stderr", file_limit=limit) == 2
+    message = [line for line in read(tmp_path / "stderr").splitlines() if line.startswith("error: ")]
+    assert len(message) == 1 and FILE in message[0] and "Make room" in message[0], read(tmp_path / "stderr")
+    assert "Traceback" not in read(tmp_path / "stderr")
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "logs"]
+    assert runs.run(arguments("refiner", dataset, results, output), tmp_path / "stderr") == 0
+    assert same(output / "diffharmony.safetensors", results / "refiner/diffharmony.safetensors")
+
+
+class Payload:
+    """Pickled, it is a call of os.mkdir."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("layout", ["old", "new"])
+def test_nothing_is_unpickled(dataset, results, tmp_path, layout):
+    output, ran = tmp_path / "run", tmp_path / "ran"
+    (output / "checkpoint-2").mkdir(parents=True)
+    if layout == "new":
+        shutil.copy(results / "harmonizer/checkpoint-2" / FILE, output / "checkpoint-2" / FILE)
+    for name in ("custom_checkpoint_0.pkl", "optimizer.bin", "scaler.pt", "random_states_0.pkl", "pytorch_model.bin"):
+        (output / "checkpoint-2" / name).write_bytes(pickle.dumps(Payload(ran)))
+    code = runs.run(arguments("harmonizer", dataset, results, output), tmp_path / "stderr")
+    assert code == {"old": 2, "new": 0}[layout]
+    assert not ran.exists()
+    if layout == "old":
+        lines = read(tmp_path / "stderr").splitlines()
+        assert len(lines) == 1 and f"holds no {FILE}" in lines[0]
+
+
+def test_a_finished_run_only_writes_its_result_again(dataset, results, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(results / "autoencoder/checkpoint-4", output / "checkpoint-4")
+    assert runs.run(arguments("autoencoder", dataset, results, output), tmp_path / "stderr") == 0
+    assert same(output / "vae.safetensors", results / "autoencoder/vae.safetensors")
+    assert not runs.losses(output)
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (("--widths", "32", "32", "32", "64"), "now"),
+        (("--layers", "2"), "lacks"),
+        (("--ema-decay", "0"), "EMA"),
+        (("--seed", "1"), "seed 0"),
+    ],
+    ids=lambda more: more[0],
+)
+def test_other_settings_are_refused(dataset, results, tmp_path, more, words):
+    output = tmp_path / "run"
+    shutil.copytree(results / "harmonizer/checkpoint-2", output / "checkpoint-2")
+    assert runs.run(arguments("harmonizer", dataset, results, output, *more), tmp_path / "stderr") == 2
+    lines = read(tmp_path / "stderr").splitlines()
+    assert len(lines) == 1 and words in lines[0] and f"checkpoint-2/{FILE}" in lines[0]
+
+
+# --- the file itself ------------------------------------------------------------------------------------------------------------------
+
+
+def training(seed=0, ema=True, scaler=True, steps=0):
+    """A tiny network after some steps."""
+    from diffusers.training_utils import EMAModel
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+    model[0].bias.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    state = State(
+        model,
+        optimizer,
+        EMAModel(model.parameters()) if ema else None,
+        torch.amp.GradScaler("cpu") if scaler else None,
+        seed,
+    )
+    for _ in range(steps):
+        step(state)
+    return state
+
+
+def step(state):
+    loss = state.model(torch.randn(4, 2, generator=torch.Generator().manual_seed(0))).square().mean()
+    if state.scaler is None:
+        loss.backward()
+        state.optimizer.step()
+    else:
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    state.optimizer.zero_grad()
+    if state.ema is not None:
+        state.ema.step(state.model.parameters())
+
+
+def everything(state):
+    tensors = dict(state.model.state_dict())
+    if state.ema is not None:
+        tensors |= {f"ema{index}": average for index, average in enumerate(state.ema.shadow_params)}
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"{index}{name}": value for name, value in moments.items()}
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("scaler", [True, False])
+def test_a_state_is_read_as_it_was_written(tmp_path, ema, scaler):
+    state, other = training(ema=ema, scaler=scaler, steps=3), training(ema=ema, scaler=scaler)
+    if scaler:
+        state.scaler.update(128.0)
+    state.save(tmp_path / "c", 3)
+    other.load(tmp_path / "c", 3)
+    if scaler:
+        assert other.scaler.state_dict() == state.scaler.state_dict() and state.scaler.get_scale() == 128
+    for _ in range(2):
+        first, second = everything(state), everything(other)
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+        step(state), step(other)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [FILE]
+
+
+def test_what_had_no_gradient_is_kept_too(tmp_path):
+    state = training(scaler=False)
+    state.save(tmp_path / "c", 0)
+    other = training(scaler=False)
+    other.load(tmp_path / "c", 0)
+    step(state), step(other)
+    first, second = everything(state), everything(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def changed(change):
+    def damage(path):
+        tensors, facts = load_file(path), {"step": "3", "seed": "0", "EMA": "on", "scale": "2.0", "growth_tracker": "1"}
+        change(tensors, facts)
+        save_file(tensors, path, facts)
+
+    return damage
+
+
+def replaced(make):
+    def damage(path):
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+BAD = {
+    "cut short": (lambda path: os.truncate(path, path.stat().st_size - 8), "damaged"),
+    "empty": (lambda path: os.truncate(path, 0), "damaged"),
+    "a long header": (lambda path: path.write_bytes(b"\xff" * 64), "damaged"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps({"model": 1})), "damaged"),
+    "metadata of numbers": (lambda path: path.write_bytes((26).to_bytes(8, "little") + b'{"__metadata__":{"step":3}}'[:26]), "damaged"),
+    "a folder": (replaced(lambda path: path.mkdir()), f"no {FILE}"),
+    "a pipe": (replaced(os.mkfifo), f"no {FILE}"),
+    "a loop": (replaced(lambda path: path.symlink_to(path)), f"no {FILE}"),
+    "missing": (changed(lambda tensors, _: tensors.pop("ema.2.bias")), "lacks ema.2.bias"),
+    "left over": (changed(lambda tensors, _: tensors.update(more=torch.zeros(1))), "has more"),
+    "another shape": (changed(lambda tensors, _: tensors.update({"model.2.weight": torch.zeros(1, 4)})), "[1, 4]"),
+    "another dtype": (changed(lambda tensors, _: tensors.update({"optimizer.2.weight.exp_avg": torch.zeros(1, 3).half()})), "F16"),
+    "NaN": (changed(lambda tensors, _: tensors["optimizer.2.weight.exp_avg_sq"].fill_(torch.nan)), "NaN"),
+    "another step": (changed(lambda _, facts: facts.update(step="4")), "step 4"),
+    "no step": (changed(lambda _, facts: facts.pop("step")), "step None"),
+    "another seed": (changed(lambda _, facts: facts.update(seed="9" * 5000)), "seed 999"),
+    "EMA off": (changed(lambda _, facts: facts.update(EMA="off")), "EMA off"),
+    "a scale that is no number": (changed(lambda _, facts: facts.update(scale="x")), "loss scale"),
+    "an infinite scale": (changed(lambda _, facts: facts.update(scale="inf")), "loss scale"),
+    "a long tracker": (changed(lambda _, facts: facts.update(growth_tracker="9" * 5000)), "loss scale"),
+    "half a scale": (changed(lambda _, facts: facts.pop("growth_tracker")), "loss scale"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage, words", BAD.values(), ids=BAD)
+def test_a_bad_state_changes_nothing(tmp_path, damage, words):
+    training(steps=3).save(tmp_path, 3)
+    state = training(steps=1)
+    before = everything(state)
+    damage(tmp_path / FILE)
+    with pytest.raises(ValueError) as caught:
+        state.load(tmp_path, 3)
+    assert type(caught.value).__name__ == "InputError"
+    message = str(caught.value)
+    assert str(tmp_path) in message and words in message and len(message) < 400 + len(str(tmp_path))
+    after = everything(state)
+    assert all(torch.equal(after[name], before[name]) for name in before)
