@@ -22,12 +22,14 @@ from .errors import InputError
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 _PREDICTIONS = ("epsilon", "v_prediction")
+STEPS = 5  # of the published sampling, and of every checkpoint that does not say otherwise
 
 
 @dataclass
 class Checkpoint:
     """What one harmonizer consists of; a part that it lacks is None. null_text: [tokens, width], float32.
-    resolution: side in pixels of the square whose area the checkpoint's stage 1 works at."""
+    resolution: side in pixels of the square whose area the checkpoint's stage 1 works at. steps: how many sampling
+    steps it was made for."""
 
     name: str
     unet: Part | None = None
@@ -37,6 +39,7 @@ class Checkpoint:
     null_text: torch.Tensor | None = None
     prediction_type: str = "epsilon"
     resolution: int = 1024
+    steps: int = STEPS
 
 
 def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Checkpoint:
@@ -86,7 +89,9 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
         raise InputError(f"Cannot write {path}: give a name that ends in .safetensors, in a folder that exists.")
     metadata = {"format": FORMAT, "prediction_type": checkpoint.prediction_type}
     metadata["resolution"] = str(checkpoint.resolution)
+    metadata["steps"] = str(checkpoint.steps)
     _settings(metadata, checkpoint.name)
+    _steps(metadata, checkpoint.name)
     tensors = {}
     for kind in PARTS:
         part = getattr(checkpoint, kind)
@@ -132,7 +137,10 @@ def bundled() -> Path:
 
 def describe(checkpoint: Checkpoint) -> str:
     """One line a part, for people: parameters, dtype, channels, widths."""
-    lines = [f"{checkpoint.name}: resolution {checkpoint.resolution}, prediction type {checkpoint.prediction_type}"]
+    about = (
+        f"resolution {checkpoint.resolution}, steps {checkpoint.steps}, prediction type {checkpoint.prediction_type}"
+    )
+    lines = [f"{checkpoint.name}: {about}"]
     for kind in PARTS:
         part, words = getattr(checkpoint, kind), "none"
         if part is not None:
@@ -266,6 +274,14 @@ def _settings(content: dict, where) -> tuple[str, int]:
     return prediction, int(resolution)
 
 
+def _steps(metadata: dict[str, str], where: str | Path) -> int:
+    """How many sampling steps a one-file checkpoint was made for."""
+    steps = metadata.get("steps", str(STEPS))
+    if not (steps.isascii() and steps.isdecimal() and len(steps) <= 4 and 1 <= int(steps) <= 1000):
+        raise InputError(f'{where}: steps "{steps[:20]}" is no number of sampling steps, 1 to 1000. Convert it again.')
+    return int(steps)
+
+
 def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
     with parts_of.opened(path) as file:
         metadata = file.metadata() or {}
@@ -277,7 +293,9 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
             strange = strange or keys["null_text"]
             raise InputError(f"{path}: tensors of no part: {', '.join(strange[:3])}. Get or convert it anew.")
         prediction_type, resolution = _settings(metadata, path)
-        checkpoint = Checkpoint(path.stem, prediction_type=prediction_type, resolution=resolution)
+        checkpoint = Checkpoint(
+            path.stem, prediction_type=prediction_type, resolution=resolution, steps=_steps(metadata, path)
+        )
         for kind in PARTS:
             if (kind in keys) != (kind in metadata):
                 there, lacking = ("tensors", "config") if kind in keys else ("config", "tensors")

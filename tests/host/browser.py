@@ -106,6 +106,11 @@ class Tab:
         """The words of all dialogs and error messages that the page shows."""
         return self.page.locator(_VISIBLE).all_inner_texts()
 
+    def messages(self) -> list[str]:
+        """The words of the messages that stand in the page's corner, once they have come in or gone out."""
+        self.page.wait_for_timeout(1000)
+        return self.page.locator(".p-toast-message:visible").all_inner_texts()
+
     def unknown(self) -> list[str]:
         """Classes of nodes in the graph that the page does not know."""
         return self.page.evaluate(
@@ -119,6 +124,17 @@ class Tab:
     def change(self, type: str, title: str | None = None, **values) -> None:
         """Sets widgets of the one node of a class (and with these words in its title)."""
         self.page.evaluate(_CHANGE, [type, title, values])
+
+    def search(self, name: str) -> None:
+        """Opens the search for nodes and types a name into it."""
+        for _ in range(30):
+            self.page.mouse.dblclick(700, 600)  # a page that is still busy with its start does not answer
+            self.page.wait_for_timeout(2000)
+            if self.page.evaluate("document.activeElement.matches('input')"):
+                break
+        else:
+            raise AssertionError("the search for nodes did not open")
+        self.page.keyboard.type(name)
 
     def queue(self) -> dict:
         """Runs the workflow; gives what its output nodes told the page, by node id. Failed where it did not end well."""
