@@ -83,8 +83,8 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
 
 
 def doubts(mask: torch.Tensor) -> list[str]:
-    """What is probably wrong with a mask [B, 1, H, W] that can be used as it is: it is empty, a speck, white all over, or
-    inverted. An empty mask beside others that are not is a frame without the foreground, and right."""
+    """What is probably wrong with a mask [B, 1, H, W] that can be used as it is: it is empty, a speck, white all over,
+    or inverted. An empty mask beside others that are not is a frame without the foreground, and right."""
     area = (mask >= 0.5).flatten(1).sum(1)
     if not area.any():
         return [
@@ -109,7 +109,8 @@ def doubts(mask: torch.Tensor) -> list[str]:
         ]
     return [
         f"The mask covers {100 * covered.max():.0f} % of the picture and its frame. What it covers is changed; "
-        "if that is the background, put Invert Mask before it. The MASK of Load Image is 1 where a picture is transparent."
+        "if that is the background, put Invert Mask before it. "
+        "The MASK of Load Image is 1 where a picture is transparent."
     ]
 
 
