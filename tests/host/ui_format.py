@@ -61,7 +61,7 @@ def _values(node: dict, info: dict) -> dict:
 
 
 def _take(inputs: dict, left: list, found: dict, above: str = "") -> None:
-    """Moves the values of these inputs from the front of `left` to `found`. above: the dynamic combo that holds them."""
+    """Moves these inputs' values from the front of `left` to `found`. above: the dynamic combo that holds them."""
     for name, (kind, *settings) in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
         name, settings = above + name, settings[0] if settings else {}
         kind = "COMBO" if isinstance(kind, list) else kind  # the choices themselves, in nodes of the old style
