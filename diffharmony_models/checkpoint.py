@@ -32,13 +32,15 @@ except ImportError:  # Windows, where an open file cannot be deleted anyway
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
-_PREDICTIONS = ("epsilon", "v_prediction")
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+STEPS = 5  # of the published sampling, and of every checkpoint that does not say otherwise
 
 
 @dataclass
 class Checkpoint:
     """What one harmonizer consists of; a part that it lacks is None. null_text: [tokens, width], float32.
-    resolution: side in pixels of the square whose area the checkpoint's stage 1 works at."""
+    resolution: side in pixels of the square whose area the checkpoint's stage 1 works at. steps: how many sampling
+    steps it was made for."""
 
     name: str
     unet: Part | None = None
@@ -48,6 +50,7 @@ class Checkpoint:
     null_text: torch.Tensor | None = None
     prediction_type: str = "epsilon"
     resolution: int = 1024
+    steps: int = STEPS
 
 
 def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Checkpoint:
@@ -98,6 +101,7 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
         "format": FORMAT,
         "prediction_type": _prediction_type(vars(checkpoint), checkpoint.name),
         "resolution": str(configs.resolution(checkpoint.resolution, checkpoint.name)),
+        "steps": str(_steps({"steps": str(checkpoint.steps)}, checkpoint.name)),
     }
     tensors = {}
     for kind in PARTS:
@@ -147,7 +151,10 @@ def bundled() -> Path:
 
 def describe(checkpoint: Checkpoint) -> str:
     """One line a part, for people: parameters, dtype, channels, widths."""
-    lines = [f"{checkpoint.name}: resolution {checkpoint.resolution}, prediction type {checkpoint.prediction_type}"]
+    about = (
+        f"resolution {checkpoint.resolution}, steps {checkpoint.steps}, prediction type {checkpoint.prediction_type}"
+    )
+    lines = [f"{checkpoint.name}: {about}"]
     for kind in PARTS:
         part, words = getattr(checkpoint, kind), "none"
         if part is not None:
@@ -241,9 +248,17 @@ def _prediction_type(settings: dict, where: object) -> str:
     """What a one-file checkpoint's metadata or a scheduler's config says."""
     prediction = settings.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
-        known = " and ".join(_PREDICTIONS)
+        known = ", ".join(_PREDICTIONS)
         raise InputError(f'{where}: prediction type "{shown(prediction)}" is not supported, only {known} are.')
     return prediction
+
+
+def _steps(metadata: dict[str, str], where: str | Path) -> int:
+    """How many sampling steps a one-file checkpoint was made for."""
+    steps = metadata.get("steps", str(STEPS))
+    if not (steps.isascii() and steps.isdecimal() and len(steps) <= 4 and 1 <= int(steps) <= 1000):
+        raise InputError(f'{where}: steps "{steps[:20]}" is no number of sampling steps, 1 to 1000. Convert it again.')
+    return int(steps)
 
 
 def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
@@ -260,6 +275,7 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
             path.stem,
             prediction_type=_prediction_type(metadata, path),
             resolution=configs.resolution(metadata.get("resolution", 1024), path),
+            steps=_steps(metadata, path),
         )
         for kind in PARTS:
             if (kind in keys) != (kind in metadata):

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models import checkpoint_configs, checkpoint_shapes
 from diffharmony_models.checkpoint import PARTS, Checkpoint, Part
+from diffharmony_models.errors import InputError
 from diffharmony_models.harmony_vae import HarmonyVAE
 from diffharmony_models.refiner import Refiner
 
@@ -212,13 +214,29 @@ def test_one_file_keeps_everything(tiny, tmp_path):
     assert os.listdir(tmp_path) == ["tiny.safetensors"]
 
 
+def test_the_number_of_steps_is_kept(tiny, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    checkpoints.write(replace(tiny, steps=2), path)
+    assert checkpoints.read(path).steps == checkpoints.read(path, parts=("unet",)).steps == 2
+
+
+@pytest.mark.parametrize("steps", ["0", "1001", "-1", "2.5", "", "x", "9" * 400, "²"])
+def test_steps_that_are_no_number(steps, tiny, tmp_path):
+    path = tmp_path / "steps.safetensors"
+    state = {f"vae.{key}": value for key, value in tiny.vae.state.items()}
+    save_file(state, path, {"format": "diffharmony", "vae": json.dumps(tiny.vae.config), "steps": steps})
+    with pytest.raises(InputError, match="1 to 1000"):
+        checkpoints.read(path)
+
+
 def test_unknown_metadata_is_tolerated(tiny, tmp_path):
     path = tmp_path / "future.safetensors"
     state = {f"vae.{key}": value for key, value in tiny.vae.state.items()}
     metadata = {"format": "diffharmony", "vae": json.dumps(tiny.vae.config), "author": "somebody", "later": "{"}
     save_file(state, path, metadata)
     loaded = checkpoints.read(path)
-    assert names(loaded) == {"vae"} and loaded.prediction_type == "epsilon" and loaded.resolution == 1024
+    assert names(loaded) == {"vae"} and loaded.prediction_type == "epsilon"
+    assert (loaded.resolution, loaded.steps) == (1024, 5)  # the published ones
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", torch.float16])
