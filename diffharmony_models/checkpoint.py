@@ -1,8 +1,8 @@
 """What a weight file or folder is: reading, writing, converting and building.
 
 Folders in the published layout (a diffusers pipeline with a refiner and a Harmony-VAE beside it), single parts, and our
-one-file checkpoint: one safetensors file with `unet.*`, `vae.*`, `refiner.*`, `harmony_vae.*` in diffusers' names,
-`null_text`, and each part's config as JSON in the metadata.
+one-file checkpoint: one safetensors file with `unet.*`, `vae.*`, `refiner.*`, `harmony_vae.*`, `color_regressor.*` in
+diffusers' or our names, `null_text`, and each part's config as JSON in the metadata.
 """
 
 import contextlib
@@ -47,6 +47,7 @@ class Checkpoint:
     vae: Part | None = None
     refiner: Part | None = None
     harmony_vae: Part | None = None
+    color_regressor: Part | None = None
     null_text: torch.Tensor | None = None
     prediction_type: str = "epsilon"
     resolution: int = 1024
@@ -161,8 +162,10 @@ def describe(checkpoint: Checkpoint) -> str:
             count = sum(tensor.numel() for tensor in part.state.values()) / 1e6
             dtypes = "/".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in part.state.values()}))
             facts = parts_of.facts(kind, shapes(part.state), checkpoint.name)
-            widths = "/".join(map(str, facts["block_out_channels"]))
-            words = f"{count:.1f} M parameters in {dtypes}, {facts['in_channels']} channels in, widths {widths}"
+            words = f"{count:.1f} M parameters in {dtypes}"
+            if "block_out_channels" in facts:
+                widths = "/".join(map(str, facts["block_out_channels"]))
+                words += f", {facts['in_channels']} channels in, widths {widths}"
         lines.append(f"  {NAMES[kind]:<11}  {words}")
     null_text = checkpoint.null_text
     lines.append(f"  {'null text':<11}  " + ("none" if null_text is None else " x ".join(map(str, null_text.shape))))
@@ -198,6 +201,11 @@ def build_refiner(part: Part) -> torch.nn.Module:
 def build_harmony_vae(part: Part) -> torch.nn.Module:
     """A `harmony_vae.HarmonyVAE` in eval mode; see `build_unet`."""
     return _build("harmony_vae", part)
+
+
+def build_color_regressor(part: Part) -> torch.nn.Module:
+    """A `networks.color_regressor.ColorRegressor` in eval mode; see `build_unet`."""
+    return _build("color_regressor", part)
 
 
 def _build(kind: str, part: Part) -> torch.nn.Module:

@@ -416,9 +416,7 @@ feather = whole(0, 1000)
 def resolution(text: str) -> int:
     number = whole(0, LARGEST_RESOLUTION)(text)
     if 0 < number < geometry.SIDE:
-        raise argparse.ArgumentTypeError(
-            f"must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}"
-        )
+        raise argparse.ArgumentTypeError(f"must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}")
     return number
 
 
