@@ -348,6 +348,29 @@ def test_what_is_no_picture_is_not_taken_for_one(index, tmp_path):
     assert _files(out) == before
 
 
+BAD_LINES = {
+    "no JSON": b"text",
+    "no object": b'"image"',
+    "no image": b'{"mask": "a.png"}',
+    "a number for a name": b'{"image": 5}',
+    "a number for a mask": b'{"image": "a.png", "mask": 5}',
+    "a list for a label": b'{"image": "a.png", "label": ["x"]}',
+    "an object for a group": b'{"image": "a.png", "group": {}}',
+    "deep": b"[" * 100_000,
+    "5,000 digits": b'{"image": ' + b"9" * 5000 + b"}",
+    "no UTF-8": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
+def test_bad_lines_of_an_index(tmp_path, capsys, line):
+    (tmp_path / "index.jsonl").write_bytes(b'{"image": "a.png", "mask": null, "group": 7}\n' + line)
+    assert main(["make-composites", str(tmp_path / "out"), "--index", str(tmp_path / "index.jsonl")]) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and text.startswith(f"error: {tmp_path / 'index.jsonl'}") and len(text) < 500
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("with_reference", [False, True])
 def test_change_look(with_reference):
     picture, mask = _photo(3)

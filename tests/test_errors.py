@@ -27,6 +27,11 @@ def test_one_line(error, line):
     line.encode()
 
 
+def test_the_longest_line():
+    line = errors.one_line(errors.InputError("start " + "x" * 5000 + " end"))
+    assert len(line) == errors.LONGEST and line.startswith("start ") and line.endswith(" end")
+
+
 def test_the_traceback_of_a_fault_of_the_program_is_logged(caplog):
     logger = logging.getLogger("diffharmony_models.test")
     assert errors.reason(errors.InputError("bad picture"), logger) == "bad picture"

@@ -59,18 +59,24 @@ def read_index(path):
         raise InputError(
             f"no index {path}: give a JSON-lines file with fields image and mask, or --photos and --masks folders"
         )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text ({error.reason}): expected one JSON object a line") from error
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            image = str(row["image"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not _are_texts(row):
             raise InputError(
-                f"{path}, line {number}: expected a JSON object with at least an 'image' field, got {line[:80]!r}"
-            ) from error
-        mask = row.get("mask")
+                f"{path}, line {number}: expected a JSON object with at least an 'image' field, all fields texts,"
+                f" got {line[:80]!r}"
+            )
+        image, mask = row["image"], row.get("mask")
         group = row.get("group") or Path(image).with_suffix("").as_posix()
         entries.append(
             Entry(
@@ -86,6 +92,15 @@ def read_index(path):
     if not entries:
         raise InputError(f"{path} names no photo: expected one JSON object a line with image and mask")
     return entries
+
+
+def _are_texts(row: dict) -> bool:
+    """Whether the fields that are used hold texts, where they are there; a source or a group may be a number, too."""
+    texts = [row.get(name) for name in ("mask", "label", "licence")]
+    names = [row.get(name) for name in ("source", "group")]
+    return all(value is None or isinstance(value, str) for value in texts) and all(
+        value is None or isinstance(value, (str, int)) for value in names
+    )
 
 
 def read_folders(photos, masks=None):
