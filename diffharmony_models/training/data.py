@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .. import images, iharmony
+from .. import iharmony, images
 from ..errors import InputError
 from . import looks, sources
 
@@ -48,8 +48,8 @@ def _collate(samples: list) -> dict[str, torch.Tensor] | InputError:
 def training_photos(given: list[Path]) -> list[Path]:
     """The photos to train on: those of folders, index files (`.jsonl`) and data sets as `make-composites` writes them.
 
-    Of a data set, the real pictures of its IHD_train.txt, never one of IHD_test.txt. Where one was written by `make-composites`, what
-    fell on its test side is left out of the other sources, too.
+    Of a data set, the real pictures of its IHD_train.txt, never one of IHD_test.txt. Where one was written by
+    `make-composites`, what fell on its test side is left out of the other sources, too.
 
     Raises:
         InputError: nothing there, lines that are no index, or a data set that is not finished.
@@ -104,7 +104,7 @@ def random_box(
 
 
 def check_proportions(path: Path, size: tuple[int, int], other: Path, other_size: tuple[int, int]) -> None:
-    """InputError where two pictures (sizes: width, height) are not of the same proportions, up to two pixels of rounding."""
+    """InputError where two pictures (width, height) are not of the same proportions, up to two pixels of rounding."""
     (width, height), (other_width, other_height) = size, other_size
     if abs(width * other_height - height * other_width) > 2 * max(*size, *other_size):
         raise InputError(

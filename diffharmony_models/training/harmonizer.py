@@ -173,7 +173,9 @@ def run(args: argparse.Namespace) -> None:
         args.root,
     )
 
-    def loss(model, batch, generator):
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not args.cache_latents:
             vae.to(batch["mask"].device)
             batch = encode(vae, batch, generator)
@@ -246,7 +248,9 @@ class Objective:
         self.sigmas = table[:-1].flip(0)  # by timestep, 0 to 999
         self.own_timesteps = sampling.schedule(5)[0][:-1]
 
-    def __call__(self, model, batch: dict[str, torch.Tensor], generator: torch.Generator):
+    def __call__(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """batch: "composite", "real" scaled latents [B, 4, h, w], "mask" [B, 1, h, w] in {0, 1}. Returns (loss, numbers to log)."""
         real, mask, device = batch["real"], batch["mask"], batch["real"].device
         condition = torch.cat([mask, batch["composite"]], dim=1)
@@ -367,7 +371,7 @@ def _start(args) -> checkpoint.Checkpoint:
     return start
 
 
-def _new_unet(args) -> checkpoint.Part:
+def _new_unet(args: argparse.Namespace) -> checkpoint.Part:
     from diffusers.models import UNet2DConditionModel
 
     if any(width % args.groups for width in args.widths):

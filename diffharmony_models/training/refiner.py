@@ -117,7 +117,9 @@ def run(args: argparse.Namespace) -> None:
     if args.crop:
         samples = Crops(samples, args.crop)
 
-    def loss(model, batch, generator):
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not args.cache_outputs:
             to(stage1, batch["mask"].device)
             seeds = torch.randint(2**62, (len(batch["mask"]),), generator=generator, device=generator.device).tolist()

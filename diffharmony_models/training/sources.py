@@ -35,7 +35,7 @@ def is_dataset(folder: Path) -> bool:
 
 
 def read_settings(folder: Path) -> dict:
-    """What `make-composites` was run with; `seed` and `test_share` decide the split. InputError where the file is not one of its own."""
+    """What `make-composites` was run with; `seed` and `test_share` decide the split. InputError for any other file."""
     path = folder / SETTINGS
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def read_settings(folder: Path) -> dict:
             raise ValueError(f"seed {seed!r}, test_share {share!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{path} is not what make-composites writes ({str(error)[:100]}). Make the data set again in another folder."
+            f"{path} is not what make-composites writes ({str(error)[:100]}). Make the data set again in another place."
         ) from error
     return settings
 
