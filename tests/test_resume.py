@@ -2,14 +2,17 @@
 
 import os
 import pickle
+import re
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import torch
 import training_runs as runs
 from safetensors.torch import load_file, save_file
 
+from diffharmony_models import training
 from diffharmony_models.training.state import FILE, State
 
 
@@ -148,6 +151,14 @@ def test_nothing_is_unpickled(dataset, results, tmp_path, layout):
         assert len(lines) == 1 and f"holds no {FILE}" in lines[0]
 
 
+def test_nothing_in_the_trainers_could_unpickle():
+    """Neither by themselves nor through accelerate, which pickles what it is told to keep."""
+    sources = sorted(Path(training.__file__).parent.glob("*.py"))
+    assert len(sources) > 5
+    words = r"\bpickle\b|torch\.load\b|\bload_state\(|register_for_checkpointing|np\.load\b"
+    assert not [path.name for path in sources if re.search(words, path.read_text())]
+
+
 def test_a_finished_run_only_writes_its_result_again(dataset, results, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(results / "autoencoder/checkpoint-4", output / "checkpoint-4")
@@ -177,7 +188,7 @@ def test_other_settings_are_refused(dataset, results, tmp_path, more, words):
 # --- the file itself ---
 
 
-def training(seed=0, ema=True, scaler=True, steps=0):
+def trained(seed=0, ema=True, scaler=True, steps=0):
     """A tiny network after some steps."""
     from diffusers.training_utils import EMAModel
 
@@ -222,7 +233,7 @@ def everything(state):
 @pytest.mark.parametrize("ema", [True, False])
 @pytest.mark.parametrize("scaler", [True, False])
 def test_a_state_is_read_as_it_was_written(tmp_path, ema, scaler):
-    state, other = training(ema=ema, scaler=scaler, steps=3), training(ema=ema, scaler=scaler)
+    state, other = trained(ema=ema, scaler=scaler, steps=3), trained(ema=ema, scaler=scaler)
     if scaler:
         state.scaler.update(128.0)
     state.save(tmp_path / "c", 3)
@@ -237,9 +248,9 @@ def test_a_state_is_read_as_it_was_written(tmp_path, ema, scaler):
 
 
 def test_what_had_no_gradient_is_kept_too(tmp_path):
-    state = training(scaler=False)
+    state = trained(scaler=False)
     state.save(tmp_path / "c", 0)
-    other = training(scaler=False)
+    other = trained(scaler=False)
     other.load(tmp_path / "c", 0)
     step(state), step(other)
     first, second = everything(state), everything(other)
@@ -290,8 +301,8 @@ BAD = {
 
 @pytest.mark.parametrize("damage, words", BAD.values(), ids=BAD)
 def test_a_bad_state_changes_nothing(tmp_path, damage, words):
-    training(steps=3).save(tmp_path, 3)
-    state = training(steps=1)
+    trained(steps=3).save(tmp_path, 3)
+    state = trained(steps=1)
     before = everything(state)
     damage(tmp_path / FILE)
     with pytest.raises(ValueError) as caught:
