@@ -1,14 +1,21 @@
 """The command line: `python -m diffharmony_models COMMAND …`. Each command's module is imported only when it is asked for."""
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
+import traceback
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 
 from . import __version__
-from .errors import InputError
+from .errors import InputError, disk_full, one_line, printable
 
 PROGRAM = "python -m diffharmony_models"
 COMMANDS = {
@@ -26,8 +33,8 @@ COMMANDS = {
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
-    def error(self, message: str):
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {one_line(InputError(message))}; see {self.prog} --help\n")
 
 
 class Notes(logging.Handler):
@@ -37,28 +44,40 @@ class Notes(logging.Handler):
         from tqdm import tqdm
 
         prefix = {logging.INFO: "", logging.WARNING: "note: "}.get(record.levelno, "error: ")
-        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+        text = prefix + record.getMessage()
+        if record.exc_info:
+            text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        tqdm.write(printable(text), file=sys.stderr)
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asks the program to end (SIGTERM, SIGHUP). What is under way is undone as after Ctrl-C."""
+
+    def __init__(self, number: int):
+        self.number = number
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 for wrong input, 130 when interrupted, or what the command says."""
-    argv = sys.argv[1:] if argv is None else argv
-    logger = logging.getLogger(__package__)
-    notes = Notes(logging.INFO)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(notes)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    _quiet_libraries()
+    """Runs one command and returns its exit code: 0, 2 for wrong input, or what the command says; 130 when interrupted,
+    143 when terminated, as the shell counts signals. A fault of the program is raised."""
+    with _notes_on_stderr(), _quiet_libraries(), _signals_raised():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str]) -> int:
+    args = argparse.Namespace()
     try:
         args = _parser(argv).parse_args(argv)
         return int(args.run(args) or 0)
     except SystemExit as stop:  # argparse's, after --help or a mistake
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except (ValueError, OSError) as error:
-        from .harmonize import in_words
-
-        print(f"error: {in_words(error)}", file=sys.stderr)
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not (disk_full(error) or _is_of_a_given_file(error, args)):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(__package__):
@@ -68,13 +87,57 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except Terminated as stop:
+        print("terminated", file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+
+
+def _is_of_a_given_file(error: OSError, args: argparse.Namespace) -> bool:
+    """Whether the error is about a file or folder that the command line names, or one in it, or one that it lies in."""
+    if not isinstance(error.filename, (str, bytes)):
+        return False
+    path = Path(os.path.abspath(os.fsdecode(error.filename)))
+    given = [Path(os.path.abspath(value)) for value in vars(args).values() if isinstance(value, (str, os.PathLike))]
+    return any(path.is_relative_to(other) or other.is_relative_to(path) for other in given)
+
+
+@contextlib.contextmanager
+def _notes_on_stderr() -> Iterator[None]:
+    logger = logging.getLogger(__package__)
+    notes = Notes(logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
     finally:
         logger.removeHandler(notes)
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+@contextlib.contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP, where nobody else handles or ignores them, raise `Terminated`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread may say what a signal does
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _parser(argv: list[str]) -> Parser:
@@ -119,7 +182,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _quiet_libraries() -> None:
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
     """Keeps the libraries' advice off stderr, which is the user's. What the user has set stays."""
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
@@ -128,9 +192,13 @@ def _quiet_libraries() -> None:
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     }.items():
         os.environ.setdefault(name, value)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding does not
     sys.exit(main())

@@ -161,7 +161,7 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         command += [] if args.device == "auto" else ["--device", args.device]
         found.setdefault(kind, []).append(_launch(command, folder))
         if not results[kind].is_file():
-            raise InputError(f"{' '.join(map(str, command))} ended well but wrote no file")
+            raise RuntimeError(f"{' '.join(map(str, command))} ended well but wrote no file")
     figures = {
         "dtype": usual,
         "bound_seconds": DEMO_SECONDS,
@@ -253,7 +253,7 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
     for _ in range(args.repeats):
         done = subprocess.run([sys.executable, "-c", _IMPORT], env=_environment(), capture_output=True, text=True)
         if done.returncode:
-            raise InputError(f"importing {__package__} failed: {last_line(done.stderr)}")
+            raise RuntimeError(f"importing {__package__} failed:\n{done.stderr}")
         first, *loaded = done.stdout.split()
         seconds.append(float(first))
     figures = {
@@ -316,10 +316,12 @@ def _launch(command: list, folder: Path) -> dict:
         env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     if done.returncode:
-        raise InputError(f"{_words(command)} could not be started: {last_line(done.stderr)}")
+        raise RuntimeError(f"{_words(command)} could not be started:\n{done.stderr}")
     found = json.loads(report.read_text())
     if found["code"]:
         _raise_if_killed(found["code"])
+        if found["code"] != 2:  # not the input's fault
+            raise RuntimeError(f"{_words(command)} failed:\n{done.stderr}")
         raise InputError(f"{_words(command)} failed: {last_line(done.stderr).removeprefix('error: ')}")
     return found
 
@@ -361,7 +363,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     if (args.composite is None) != (args.mask is None):
         raise InputError("--composite and --mask go together; give both or neither")
-    if args.json is not None and (args.json.is_dir() or not args.json.resolve().parent.is_dir()):
+    if args.json is not None and (args.json.is_dir() or not Path(os.path.realpath(args.json)).parent.is_dir()):
         raise InputError(f"--json {args.json}: give the name of a file in a folder that exists")
 
 

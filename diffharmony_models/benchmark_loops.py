@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from .errors import InputError, one_line
+
 UNET_WIDTHS, VAE_WIDTHS = (320, 640, 1280, 1280), (128, 256, 512, 512)  # SD 1.5
 TOKENS, TEXT_WIDTH = 77, 768
 
@@ -81,8 +83,8 @@ def main(path: str) -> None:
     task = json.loads(Path(path).read_text())
     try:
         found = measure(task)
-    except (ValueError, OSError) as error:
-        found = {"error": " ".join(str(error).split())}
+    except InputError as error:
+        found = {"error": one_line(error)}
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise

@@ -15,9 +15,10 @@ import torch
 from tqdm import tqdm
 
 from . import color, geometry, images, metrics
-from .errors import InputError
-from .harmonize import dtype, find_device, in_words, picture_seed, resolution, seed, steps
+from .errors import InputError, printable, reason
+from .harmonize import dtype, file_or_folder, find_device, picture_seed, resolution, seed, steps
 from .iharmony import COMPOSITES, Triple, pairs
+from .numbers import whole
 from .report import Missing, Report, Score
 
 logger = logging.getLogger(__name__)
@@ -32,18 +33,25 @@ _NAMED_AT_MOST = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `evaluate`."""
     parser.add_argument(
-        "dataset_root", type=Path, help="folder in iHarmony4's layout (composite_images, masks, real_images by subset)"
+        "dataset_root",
+        type=file_or_folder,
+        help="folder in iHarmony4's layout (composite_images, masks, real_images by subset)",
     )
     parser.add_argument(
-        "--list", default="IHD_test.txt", help="the list of composites: a path from the root, or any path (%(default)s)"
+        "--list",
+        type=file_or_folder,
+        default="IHD_test.txt",
+        help="the list of composites: a path from the root, or any path (%(default)s)",
     )
     parser.add_argument(
         "--results",
-        type=Path,
+        type=file_or_folder,
         default=Path("runs/evaluate"),
         help="folder for tables and the worst cases (%(default)s)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs of the list")
+    parser.add_argument(
+        "--limit", type=whole(1), metavar="N", help="only the first N pairs of the list"
+    )
     parser.add_argument(
         "--own-background",
         action="store_true",
@@ -52,11 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--outputs",
-        type=Path,
+        type=file_or_folder,
         metavar="FOLDER",
         help="score these pictures (named as the composites), run no checkpoint",
     )
-    what.add_argument("--checkpoint", help="file or folder (the bundled checkpoint)")
+    what.add_argument("--checkpoint", type=file_or_folder, help="file or folder (the bundled checkpoint)")
     run = parser.add_argument_group("running a checkpoint")
     run.add_argument(
         "--ending", choices=[*ENDINGS, "both"], default="both", help="which ending is scored (%(default)s)"
@@ -73,7 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--seed", metavar="N", type=seed, default=0, help="with the picture's name, decides its noise (%(default)s)"
     )
-    run.add_argument("--batch-size", metavar="N", type=int, default=1, help="pictures harmonized at once (%(default)s)")
+    run.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=whole(1, 1024),
+        default=1,
+        help="pictures harmonized at once (%(default)s)",
+    )
     run.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (the best there is)")
     run.add_argument("--dtype", metavar="T", type=dtype, help="float32, bfloat16 or float16 (what suits the device)")
 
@@ -85,13 +99,9 @@ def run(args: argparse.Namespace) -> int:
         The exit code: 0, or 2 where pairs could not be scored. They are named in the log and in `missing.csv`, and the tables count them.
 
     Raises:
-        ValueError: bad options, lists and checkpoints, before anything is scored.
+        InputError: bad lists and checkpoints, before anything is scored.
         OSError: a results folder that cannot be written.
     """
-    for name, lowest in (("limit", 1), ("batch_size", 1)):
-        value = getattr(args, name)
-        if value is not None and value < lowest:
-            raise InputError(f"--{name.replace('_', '-')} {value} is too small; give {lowest} or more")
     triples = pairs(args.dataset_root, args.list)
     entries = [triple.composite.relative_to(args.dataset_root).as_posix() for triple in triples]
     twice = [entry for entry, number in Counter(entries).items() if number > 1]
@@ -112,8 +122,11 @@ def run(args: argparse.Namespace) -> int:
                 _score(pair, {**_baselines(pair), **results}, report, args.own_background)
             progress.update(min(source.batch_size, len(listed) - start))
     place = "its own background" if args.own_background else "the real background"
-    report.write(args.results, f"{args.list}, {len(triples)} pairs; {source.about}. At 256×256, 8 bits; the foreground on {place}. "
-                 "Averages over pictures; `missing` ones could not be scored and are in no average.")  # fmt: skip
+    report.write(
+        args.results,
+        f"{printable(str(args.list))}, {len(triples)} pairs; {printable(source.about)}. At 256×256, 8 bits; the"
+        f" foreground on {place}. Averages over pictures; `missing` ones could not be scored and are in no average.",
+    )
     logger.info("%s\nTables and worst cases: %s", report.summary(), args.results)
     if not report.missing:
         return 0
@@ -183,21 +196,34 @@ def _load(batch: Sequence[tuple[str, Triple]], report: Report) -> Iterator[Pair]
     """The pairs that can be read; the others go into the report as missing for all methods."""
     for entry, triple in batch:
         try:
-            mask = geometry.binarize(geometry.resize(images.read_mask(triple.mask), SIZE))
+            composite, real = (images.read_image(path).pixels for path in (triple.composite, triple.real))
+            mask = images.read_mask(triple.mask)
+            for path, picture in ((triple.mask, mask), (triple.real, real)):
+                if picture.shape[-2:] != composite.shape[-2:]:
+                    raise InputError(
+                        f"{path} is {_size(picture)} but {triple.composite} is {_size(composite)}; composite, mask and"
+                        " real picture must be of one size"
+                    )
+            mask = geometry.binarize(geometry.resize(mask, SIZE))
             if geometry.is_empty(mask).any():
                 raise InputError(f"{triple.mask} has no foreground at {SIZE[1]}x{SIZE[0]}")
-            composite, real = (prepared(images.read_image(path).pixels) for path in (triple.composite, triple.real))
-            yield Pair(entry, triple, composite, mask, real)
-        except (ValueError, OSError) as error:
+            yield Pair(entry, triple, prepared(composite), mask, prepared(real))
+        except Exception as error:  # one picture's fault, of whatever kind, is that picture's
+            why = reason(error, logger)
             for method in report.methods:
-                report.missing.append(Missing(entry, triple.subset, None, method, in_words(error)))
+                report.missing.append(Missing(entry, triple.subset, None, method, why))
 
 
-def _baselines(pair: Pair) -> dict[str, torch.Tensor]:
-    return {
-        "composite": pair.composite,
-        "reinhard": color.reinhard(pair.composite, pair.composite, pair.mask, 1 - pair.mask),
-    }
+def _baselines(pair: Pair) -> dict[str, torch.Tensor | Exception]:
+    try:
+        reinhard = color.reinhard(pair.composite, pair.composite, pair.mask, 1 - pair.mask)
+    except Exception as error:
+        reinhard = error
+    return {"composite": pair.composite, "reinhard": reinhard}
+
+
+def _size(image: torch.Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"
 
 
 def _score(pair: Pair, results: dict[str, torch.Tensor | Exception], report: Report, own_background: bool) -> None:
@@ -207,8 +233,9 @@ def _score(pair: Pair, results: dict[str, torch.Tensor | Exception], report: Rep
             if isinstance(result, Exception):
                 raise result
             value, picture = score(pair, result, method, own_background)
-        except (ValueError, OSError) as error:
-            report.missing.append(Missing(pair.entry, pair.triple.subset, pair.share, method, in_words(error)))
+        except Exception as error:
+            why = reason(error, logger)
+            report.missing.append(Missing(pair.entry, pair.triple.subset, pair.share, method, why))
             continue
         report.scores.append(value)
         worst = value.fmse if method == report.ranked_by else worst
@@ -245,9 +272,10 @@ class _Pictures:
     def results(self, batch: Sequence[Pair]) -> Iterator[dict[str, torch.Tensor | Exception]]:
         for pair in batch:
             try:
-                yield {OUTPUTS: images.read_image(self._find(pair.triple)).pixels}
-            except (ValueError, OSError) as error:
-                yield {OUTPUTS: error}
+                result = images.read_image(self._find(pair.triple)).pixels
+            except Exception as error:
+                result = error
+            yield {OUTPUTS: result}
 
     def _find(self, triple: Triple) -> Path:
         stem = triple.composite.stem
@@ -259,7 +287,7 @@ class _Pictures:
                     f"{found[0]} could belong to several subsets; put it into a folder named {triple.subset}"
                 )
         if not found:
-            raise FileNotFoundError(f"no picture {stem}.* in {self._folder} nor in {self._folder / triple.subset}")
+            raise InputError(f"no picture {stem}.* in {self._folder} nor in {self._folder / triple.subset}")
         if len(found) > 1:
             raise InputError(f"{len(found)} pictures for {stem}: {', '.join(path.name for path in found)}; keep one")
         return found[0]
@@ -292,14 +320,12 @@ class _Engine:
         """One dictionary a pair. Where a batch fails, its pictures are tried one by one."""
         try:
             return self._run(batch) if batch else []
-        except (ValueError, OSError) as error:
+        except Exception as error:
             failure = error
-        except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
-                raise
-            failure = InputError(
-                f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16"
-            )
+            if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+                failure = InputError(
+                    f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16"
+                )
         if len(batch) == 1:
             return [dict.fromkeys(self.methods, failure)]
         return [result for pair in batch for result in self.results([pair])]

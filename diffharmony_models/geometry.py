@@ -42,6 +42,8 @@ def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, C, H, W] to [B, C, *size], bilinear, antialiased when shrinking. The same size comes back untouched."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
+    if image.shape[-1] == 1 == size[1]:  # torch's antialiased resizing gives wrong values where the width stays 1
+        return resize(image.mT, tuple(size)[::-1]).mT
     resized = F.interpolate(image.float(), size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
     return resized.to(image.dtype)
 

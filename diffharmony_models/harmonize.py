@@ -1,9 +1,9 @@
 """The `harmonize` command: one picture, or a folder of them, from files to files."""
 
 import argparse
-import errno
 import hashlib
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from . import geometry, images
-from .errors import InputError
+from .errors import InputError, disk_full, printable, reason
+from .numbers import whole
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,6 @@ DTYPES = {
 }  # fmt: skip
 LARGEST_RESOLUTION = 4096
 SHEET_SIDE = 512
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 EPILOG = """\
 folders: COMPOSITE, MASK and OUT may be three folders. A composite goes with the
@@ -36,7 +36,8 @@ skipped unless --overwrite is given. A bad pair does not stop the rest: what
 failed is said at the end.
 
 exit codes: 0 all done (an empty mask gives the composite back, with a note);
-2 wrong input, or a folder in which any picture failed; 130 interrupted"""
+1 a fault of the program, with its traceback; 2 wrong input, or a folder in
+which any picture failed; 130 interrupted (Ctrl-C); 143 terminated"""
 
 
 @dataclass(frozen=True)
@@ -50,29 +51,37 @@ class Job:
 
     @property
     def done(self) -> bool:
-        return self.out.exists() and (self.sheet is None or self.sheet.exists())
+        return all(
+            os.path.isfile(path) and os.path.getsize(path) for path in (self.out, self.sheet) if path is not None
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "composite", metavar="COMPOSITE", type=Path, help="the picture with the pasted foreground, or a folder of them"
+        "composite",
+        metavar="COMPOSITE",
+        type=file_or_folder,
+        help="the picture with the pasted foreground, or a folder of them",
     )
     parser.add_argument(
         "mask",
         metavar="MASK",
-        type=Path,
+        type=file_or_folder,
         help="white (or opaque) = the foreground, of the composite's size; or a folder of masks",
     )
     parser.add_argument(
         "out",
         metavar="OUT",
-        type=Path,
+        type=file_or_folder,
         help="the file to write: .png or .webp (without loss), .jpg (quality 95); or a folder",
     )
     parser.add_argument(
-        "--checkpoint", metavar="C", type=Path, help="weights: one file or a folder (default: the bundled ones)"
+        "--checkpoint",
+        metavar="C",
+        type=file_or_folder,
+        help="weights: one file or a folder (default: the bundled ones)",
     )
     parser.add_argument(
         "--resolution",
@@ -123,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         metavar="SHEET",
-        type=Path,
+        type=file_or_folder,
         help="also write a sheet of composite, mask, harmonized, refined; for folders, a folder of sheets",
     )
     parser.add_argument("--overwrite", action="store_true", help="of a folder, make again what is there already")
@@ -136,11 +145,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit code. ValueError and OSError, in words, for what stops the whole run."""
+    """Returns the exit code. InputError, or OSError that names its file, for what stops the whole run."""
     device = find_device(args.device)
     for path in (args.composite, args.mask):
         if not path.exists():
-            raise FileNotFoundError(errno.ENOENT, "there is no such file or folder; check the name", str(path))
+            raise InputError(f"{path}: there is no such file or folder; check the name")
     if args.composite.is_dir():
         return _run_folder(args, device)
     job = single(args)
@@ -160,10 +169,10 @@ def _run_folder(args: argparse.Namespace, device: torch.device) -> int:
             for job in bar:
                 try:
                     _harmonize(job, args, lambda: engine)
-                except (ValueError, OSError) as error:
-                    if getattr(error, "errno", None) in DISK_FULL:
-                        raise  # the next one would fare no better, after as much work
-                    failures.append((job.composite.name, in_words(error)))
+                except Exception as error:  # one picture's fault, of whatever kind, is that picture's
+                    if disk_full(error):
+                        raise  # every further picture would fail too, after as much work
+                    failures.append((job.composite.name, reason(error, logger)))
                     bar.set_postfix(failed=len(failures))
     skipped = len(jobs) - len(waiting)
     logger.info(
@@ -171,7 +180,10 @@ def _run_folder(args: argparse.Namespace, device: torch.device) -> int:
     )
     if failures:
         logger.error(
-            "%d of %d failed:\n%s", len(failures), total, "\n".join(f"  {name}: {why}" for name, why in failures)
+            "%d of %d failed:\n%s",
+            len(failures),
+            total,
+            "\n".join(f"  {printable(name)}: {why}" for name, why in failures),
         )
     return 2 if failures else 0
 
@@ -202,7 +214,7 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
         if (path.exists() and not path.is_dir()) or path.suffix.lower() in images.WRITABLE:
             raise InputError(f"{args.composite} is a folder, so {path} must be a folder too; give the name of a folder")
     folders = [args.composite, args.mask, *outputs]
-    if len({path.resolve() for path in folders}) < len(folders):
+    if len({os.path.realpath(path) for path in folders}) < len(folders):
         raise InputError(f"the folders must differ: {', '.join(map(str, folders))}; give each a folder of its own")
     masks: dict[str, list[Path]] = {}
     for path in _pictures(args.mask):
@@ -238,7 +250,8 @@ def picture_seed(number: int, name: str) -> int:
 
     So every picture of a folder has noise of its own, and the same noise alone, in any folder and in any order.
     """
-    return int.from_bytes(hashlib.sha256(f"{number}/{name}".encode()).digest()[:7], "big")
+    text = f"{number}/{name}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
 
 
 def _harmonize(job: Job, args: argparse.Namespace, engine) -> None:
@@ -365,6 +378,13 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def file_or_folder(text: str) -> Path:
+    """A type for argparse. An empty text, such as an unset variable gives, is not taken for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file or a folder is empty")
+    return Path(text)
+
+
 def dtype(text: str) -> torch.dtype:
     if text.lower() not in DTYPES:
         raise argparse.ArgumentTypeError(f"unknown dtype {text!r}; use float32, bfloat16 or float16")
@@ -373,10 +393,10 @@ def dtype(text: str) -> torch.dtype:
 
 def output_size(text: str):
     """What `--output-size` says, as a function of the composite's height and width that gives those of the result."""
-    found = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text)
+    found = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text)
     if not found or not all(0 < int(side) <= 65500 for side in found.groups() if side is not None):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no size; give the longer side in pixels (1024) or WIDTHxHEIGHT (1024x768)"
+            f"{text[:40]!r} is no size; give the longer side in pixels (1024) or WIDTHxHEIGHT (1024x768)"
         )
     first, second = found.groups()
     if second is not None:
@@ -386,40 +406,18 @@ def output_size(text: str):
     )
 
 
-def _whole(low: int, high: int, what: str):
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = None
-        if number is None or not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{what} must be a whole number from {low} to {high}, not {text!r}")
-        return number
-
-    return parse
-
-
-steps = _whole(1, 1000, "the number of steps")
-seed = _whole(-(2**63), 2**64 - 1, "the seed")
-feather = _whole(0, 1000, "the feather")
+steps = whole(1, 1000)
+seed = whole(-(2**63), 2**64 - 1)
+feather = whole(0, 1000)
 
 
 def resolution(text: str) -> int:
-    number = _whole(0, LARGEST_RESOLUTION, "the resolution")(text)
+    number = whole(0, LARGEST_RESOLUTION)(text)
     if 0 < number < geometry.SIDE:
         raise argparse.ArgumentTypeError(
-            f"the resolution must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}"
+            f"must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}"
         )
     return number
-
-
-def in_words(error: Exception) -> str:
-    """An error as one line. OSErrors name their file."""
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror + (f": {error.filename}" if error.filename else "")
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split())
 
 
 def _pictures(folder: Path) -> Iterable[Path]:
@@ -429,4 +427,4 @@ def _pictures(folder: Path) -> Iterable[Path]:
 
 
 def _same(path: Path, other: Path) -> bool:
-    return path.resolve() == other.resolve()
+    return os.path.realpath(path) == os.path.realpath(other)

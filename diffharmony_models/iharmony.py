@@ -68,7 +68,7 @@ def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]
 
 def _find_list(root: Path, list_file: Path) -> Path:
     for path in (root / list_file, list_file):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     there = sorted(entry.name for entry in root.glob("*.txt"))
     lists = ", ".join(there) or "none"
@@ -100,4 +100,4 @@ def _triple(root: Path, entry: str, where: str) -> Triple:
 def _existing(folder: Path, stem: str, extensions: tuple[str, ...]) -> Path:
     """The file of that stem under the first extension that exists; the published extension where none does."""
     candidates = [folder / (stem + extension) for extension in extensions]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+    return next((path for path in candidates if os.path.isfile(path)), candidates[0])

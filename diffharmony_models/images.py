@@ -7,7 +7,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
 
-from .errors import InputError
+from .errors import InputError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A file's picture, upright: colors in mode RGB (deep grey: I;16, I or F), alpha in mode L; the rest as in `Picture`."""
+    """A file's picture, upright: colors in mode RGB (deep grey: I;16, I or F), alpha in mode L, and as in `Picture`."""
 
     colors: Image.Image
     alpha: Image.Image | None
@@ -181,8 +181,8 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -> str:
     """Returns the format ("PNG", "JPEG", "WEBP") that a file's name asks for. Call it before the work, not after.
 
-    ValueError where the extension is none of these, the path is a folder or in no folder that can be written to, or `size`
-    (height, width) is more than the format, or MAX_PIXELS, allows.
+    InputError where the extension is none of these, something that is no regular file has the name, it lies in no
+    folder that can be written to, or `size` (height, width) is more than the format, or MAX_PIXELS, allows.
     """
     path = Path(path)
     kind = WRITABLE.get(path.suffix.lower())
@@ -190,8 +190,16 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
         raise InputError(
             f"{path}: cannot write {path.suffix or 'a file without extension'}; name it .png, .jpg or .webp"
         )
-    if path.is_dir():
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG  # nothing there yet
+    except (OSError, ValueError) as error:  # a link that leads to itself, a name too long, one with a null character
+        raise InputError(f"{path}: cannot write there ({error}); give another name") from error
+    if stat.S_ISDIR(mode):
         raise InputError(f"{path} is a folder; give the name of a file in it")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is not a regular file; give another name")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(
@@ -243,7 +251,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     OSError says which file could not be written and why (no room, no permission, …).
     """
     path = Path(path)
-    unfinished = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
+    unfinished = path.with_name(
+        f".{path.name[:20]}.{os.getpid()}.part"
+    )  # 20 letters: a whole name may be as long as can be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(content)
@@ -254,7 +264,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
             error.errno, "no room on the disk to write" if room else f"cannot write ({error.strerror})", str(path)
         ) from error
     finally:
-        if unfinished.exists():
+        with suppress(OSError):
             unfinished.unlink()
 
 
@@ -309,7 +319,7 @@ def _regular_file(path: Path) -> io.BufferedReader:
 
     try:
         _check_regular(path, os.stat(path))
-        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115: closed by the caller
+        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -353,7 +363,8 @@ def _decode(path: str | os.PathLike, least_side: int = 0, colors: bool = True) -
             logger.warning("%s has several frames; only the first is used", path)
             image.seek(0)
         stored = image.size
-        image.load()
+        with _libtiff_silenced() if image.format == "TIFF" else nullcontext():
+            image.load()
         profile = _profile(image, path) if colors else None
         upright = _upright(image, path)
         if upright.mode.startswith("I") or upright.mode == "F":
@@ -362,6 +373,23 @@ def _decode(path: str | os.PathLike, least_side: int = 0, colors: bool = True) -
             plain, alpha = _channels(upright, profile)
         rgb = profile is not None and _profile_space(profile) == b"RGB "
         return _Decoded(plain, alpha, profile if rgb else None, upright.size != stored)
+
+
+@contextmanager
+def _libtiff_silenced() -> Iterator[None]:
+    """libtiff writes what it finds wrong onto the process's stderr, beside the exception that Pillow raises."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without one
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _upright(image: Image.Image, path: str | os.PathLike) -> Image.Image:
@@ -459,7 +487,8 @@ def _fit(image: torch.Tensor, side: int) -> Image.Image:
 
 
 def _shorten(text: str, font: ImageFont.ImageFont, width: int) -> str:
-    """The text with its end cut off where it does not fit the width."""
+    """The text as one line, with its end cut off where it does not fit the width."""
+    text = printable(text).replace("\n", " ")
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
 MANY = 1_000_000_000
@@ -13,10 +14,7 @@ def whole(low: int, high: int = MANY, multiple_of: int = 1) -> Callable[[str], i
     kind = "whole number" if multiple_of == 1 else f"multiple of {multiple_of}"
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
+        value = int(text) if re.fullmatch("[+-]?[0-9]{1,20}", text) else None  # int() takes 1_0, too, and other digits
         if value is None or not low <= value <= high or value % multiple_of:
             raise argparse.ArgumentTypeError(f"must be a {kind} from {low} to {high}, not {text[:40]!r}")
         return value
@@ -29,7 +27,7 @@ def real(low: float, high: float, *, above: bool = False, below: bool = False) -
 
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = float(text) if text.isascii() and "_" not in text else math.nan
         except ValueError:
             value = math.nan
         if not low <= value <= high or (above and value == low) or (below and value == high):

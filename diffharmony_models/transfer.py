@@ -36,6 +36,7 @@ PIXELS = 4.0  # that a window must count for its model to be believed by half
 NOISE_TO_PIXELS = 1e8  # squared variance of the noise to PIXELS
 NOISE_TO_POLYNOMIAL = 1e4  # squared variance of the noise to GLOBAL_REGULARIZATION
 EDGE_WEIGHT = 1e-3  # pixels at the mask's edge count only where there are no others
+LEAST_MASK = 1e-6  # less shows in no picture, and its square is lost in float32
 STRIP_PIXELS = 1 << 20
 
 
@@ -87,7 +88,7 @@ def transfer(
     result = composite.clone()
     for i in range(composite.shape[0]):
         one = slice(i, i + 1)
-        if not (mask[one] > 0).any():
+        if not (mask[one] > LEAST_MASK).any():
             continue
         size = fitting_size(harmonized.shape[-2:], composite.shape[-2:], fit_size)
         small = (geometry.resize(image[one].float(), size).cpu() for image in (harmonized, composite, mask))

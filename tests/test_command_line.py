@@ -1,24 +1,27 @@
 """The command line as a user meets it: what is written, what is said, and the exit code."""
 
-import errno
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from safetensors.torch import load_file, save_file
 
-from diffharmony_models import __version__, checkpoint, harmonize
-from diffharmony_models.__main__ import COMMANDS, main
+from diffharmony_models import __version__, checkpoint, geometry, images
+from diffharmony_models.__main__ import COMMANDS, PROGRAM, _parser, main
 from diffharmony_models.refiner import Refiner
 
+ROOT = Path(__file__).resolve().parent.parent
 HEIGHT, WIDTH = 72, 100
 
 
@@ -147,8 +150,13 @@ def test_seed_steps_sampler_resolution_and_shape_count(tmp_path, pair, weights):
 def test_output_size(tmp_path, pair, weights, size, expected, ending):
     out = tmp_path / "out.png"
     assert command("harmonize", *pair, out, "--checkpoint", weights, "--output-size", size, *ending) == 0
-    with Image.open(out) as image:
-        assert image.size == expected
+    before, after = (images.read_image(path).pixels for path in (pair[0], out))
+    width, height = expected
+    scaled, mask = (geometry.resize(image, (height, width)) for image in (before, images.read_mask(pair[1])))
+    assert after.shape == (1, 3, height, width)
+    outside = (mask == 0).expand_as(after)
+    assert (after - scaled)[outside].abs().max() < 1.01 / 255  # the whole picture, scaled
+    assert ((after - scaled)[~outside].abs() > 1.01 / 255).float().mean() > 0.3
 
 
 def test_alpha_and_profile_go_through(tmp_path, pair, weights, capsys):
@@ -180,8 +188,23 @@ def test_comparison_sheet(tmp_path, pair, weights):
         )
         == 0
     )
-    with Image.open(tmp_path / "sheets" / "sheet.png") as sheet:
-        assert sheet.width > 1000 and sheet.height > 700
+    sheet = pixels_of(tmp_path / "sheets" / "sheet.png").astype(float)
+    width, height = 512, round(512 * HEIGHT / WIDTH)
+
+    def panel(row: int, column: int) -> np.ndarray:
+        """One of the four pictures, scaled back to the composite's size."""
+        left, top = 8 + column * (width + 8), 8 + 26 + 26 + row * (height + 8 + 26)
+        shown = Image.fromarray(sheet[top : top + height, left : left + width].astype(np.uint8))
+        return np.asarray(shown.resize((WIDTH, HEIGHT), Image.Resampling.BOX)).astype(float)
+
+    assert sheet.shape == (8 + 26 + 2 * (26 + height + 8), 8 + 2 * (width + 8), 3)
+    composite, mask, result = (pixels_of(path).astype(float) for path in (*pair, tmp_path / "out.png"))
+    assert np.abs(panel(0, 0) - composite).mean() < 6 < np.abs(result - composite)[mask > 0].mean()
+    assert np.abs(panel(0, 1) - mask[:, :, None]).mean() < 6
+    assert np.abs(panel(1, 1) - result).mean() < 6
+    harmonized = panel(1, 0)  # what the model painted: of another background than all the others
+    assert all(np.abs(harmonized - other).mean() > 15 for other in (composite, mask[:, :, None], result))
+    assert 20 < harmonized.mean() < 235
 
 
 @pytest.mark.parametrize(
@@ -195,13 +218,15 @@ def test_empty_mask_gives_the_composite_back_with_a_note(tmp_path, pair, weights
     assert np.array_equal(pixels_of(out), pixels_of(pair[0]))
 
 
-def test_full_mask_and_mask_smaller_than_a_latent(tmp_path, pair, weights):
-    dot = np.zeros((HEIGHT, WIDTH), np.uint8)
-    dot[30, 40] = 255
-    for mask in (np.full((HEIGHT, WIDTH), 255, np.uint8), dot):
-        Image.fromarray(mask).save(pair[1])
-        assert command("harmonize", *pair, tmp_path / "out.png", "--checkpoint", weights) == 0
-        assert np.array_equal(pixels_of(tmp_path / "out.png")[mask == 0], pixels_of(pair[0])[mask == 0])
+@pytest.mark.parametrize("dot", [False, True], ids=["full", "one pixel"])
+def test_full_mask_and_mask_smaller_than_a_latent(tmp_path, pair, weights, dot):
+    mask = np.full((HEIGHT, WIDTH), 0 if dot else 255, np.uint8)
+    mask[30, 40] = 255
+    Image.fromarray(mask).save(pair[1])
+    assert command("harmonize", *pair, tmp_path / "out.png", "--checkpoint", weights) == 0
+    before, after = pixels_of(pair[0]), pixels_of(tmp_path / "out.png")
+    changed = (after != before).any(axis=2)
+    assert not changed[mask == 0].any() and changed[mask > 0].mean() > 0.9
 
 
 def test_golden_weights_work_from_their_folder(tmp_path, pair, golden_dir):
@@ -295,22 +320,85 @@ def test_names_that_would_meet_in_one_result(tmp_path, weights, capsys):
     assert "a.png: its result would have the name of that of a.bmp" in said(capsys)
 
 
-def test_a_full_disk_stops_the_folder(tmp_path, weights, capsys, monkeypatch):
+def test_a_disk_that_takes_no_more_stops_the_folder(tmp_path, weights, capsys):
+    resource = pytest.importorskip("resource")
     for name in "abc":
         make_pair(tmp_path, name)
-    tried = []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # the system refuses every larger file
+    try:
+        arguments = ["harmonize", tmp_path / "composites", tmp_path / "masks", tmp_path / "out"]
+        assert command(*arguments, "--checkpoint", weights) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    text = said(capsys)
+    assert "error: cannot write (File too large): " in text and "a.png" in text.splitlines()[-1]
+    assert "b.png" not in text and "failed" not in text  # the others were not tried
+    assert os.listdir(tmp_path / "out") == []
 
-    def full(source, target):
-        tried.append(target)
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    assert (
-        command("harmonize", tmp_path / "composites", tmp_path / "masks", tmp_path / "out", "--checkpoint", weights)
-        == 2
-    )
-    assert "error: no room on the disk to write" in said(capsys)
-    assert len(tried) == 1 and os.listdir(tmp_path / "out") == []
+def short_profile(path: Path) -> None:
+    """A TIFF whose colour profile is of type SHORT."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[34675] = 5
+    tags.tagtype[34675] = 3
+    with Image.open(path) as image:
+        image.save(path.with_suffix(".tif"), tiffinfo=tags)
+    path.unlink()
+
+
+def test_one_pictures_fault_is_that_pictures(tmp_path, weights, capsys):
+    """Even a fault of the program: it is named and counted, its traceback is shown, and the rest is done."""
+    for name in "abcde":
+        make_pair(tmp_path, name)
+    composites, out = tmp_path / "composites", tmp_path / "out"
+    short_profile(composites / "b.png")
+    (composites / "c.png").unlink()
+    os.mkfifo(composites / "c.png")
+    arguments = ["harmonize", composites, tmp_path / "masks", out, "--checkpoint", weights]
+    with pytest.MonkeyPatch.context() as patch:
+        read = images.read_mask
+
+        def broken(path):
+            return {}["no such key"] if path.stem == "d" else read(path)
+
+        patch.setattr(images, "read_mask", broken)
+        assert command(*arguments) == 2
+    text = capsys.readouterr().err
+    assert sorted(os.listdir(out)) == ["a.png", "b.png", "e.png"]
+    assert "3 harmonized, 0 were there already, 2 failed" in text
+    assert "  c.png: " in text and "not a regular file" in text
+    assert "  d.png: KeyError: 'no such key'" in text and text.count("Traceback") == 1
+
+
+def test_what_is_no_result_is_not_taken_for_one(tmp_path, weights, capsys):
+    for name in "abc":
+        make_pair(tmp_path, name)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").touch()
+    (out / "b.png").mkdir()
+    (out / "c.png").symlink_to(out / "gone.png")
+    assert command("harmonize", tmp_path / "composites", tmp_path / "masks", out, "--checkpoint", weights) == 2
+    text = said(capsys)
+    assert "2 harmonized, 0 were there already, 1 failed" in text and "b.png is a folder" in text
+    assert pixels_of(out / "a.png").shape == pixels_of(out / "c.png").shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="there all names are Unicode")
+def test_names_need_not_be_utf8(tmp_path, weights, capsys):
+    for name in (os.fsdecode(b"\xff\xe9"), "two\nlines", "\x1b[31mred"):
+        make_pair(tmp_path, name)
+    arguments = [tmp_path / "composites", tmp_path / "masks", tmp_path / "out", "--compare", tmp_path / "sheets"]
+    assert command("harmonize", *arguments, "--checkpoint", weights) == 0
+    assert len(os.listdir(tmp_path / "out")) == len(os.listdir(tmp_path / "sheets")) == 3
+    for path in sorted((tmp_path / "composites").iterdir()):
+        path.write_text("no picture")
+        text = refused(capsys, "harmonize", path, path, tmp_path / "out.png", "--checkpoint", weights)
+        text.encode("utf-8")  # nothing that a terminal could not show
+    assert command("harmonize", *arguments[:2], tmp_path / "again", "--checkpoint", weights) == 2
+    text = said(capsys)
+    assert "  \\udcff\\udce9.png: " in text and "\\x1b[31mred" in text and "\x1b[31m" not in text
 
 
 # --- bad input
@@ -436,6 +524,34 @@ BAD_INPUT = {
         in_place(lambda composite, mask: composite.write_bytes(composite.read_bytes()[:999])),
         "damaged or cut short",
     ),
+    "an EPS by another name": (in_place(lambda composite, mask: eps(composite)), "not a picture"),
+    "a pipe": (in_place(lambda composite, mask: composite.unlink() or os.mkfifo(composite)), "not a regular file"),
+    "a device": (in_place(lambda composite, mask: mask.unlink() or mask.symlink_to("/dev/zero")), "not a regular file"),
+    "a link to itself": (in_place(lambda composite, mask: mask.unlink() or mask.symlink_to(mask)), "no such file"),
+    "a name too long": (lambda folder, composite, mask: [composite, "m" * 300, folder / "out.png"], "too long"),
+    "a name with a null": (lambda folder, composite, mask: [composite, "m\0", folder / "out.png"], "no such file"),
+    "an empty name": (lambda folder, composite, mask: ["", mask, folder / "out.png"], "is empty"),
+    "an empty result's name": (lambda folder, composite, mask: [composite, mask, ""], "is empty"),
+    "out is a link to itself": (
+        lambda folder, composite, mask: [composite, mask, loop(folder / "out.png")],
+        "out.png: cannot write there",
+    ),
+    "out in a link to itself": (
+        lambda folder, composite, mask: [composite, mask, loop(folder / "loop") / "out.png"],
+        "out.png: cannot write there",
+    ),
+    "a folder's out is a link to itself": (
+        lambda folder, composite, mask: [composite.parent, mask.parent, loop(folder / "loop")],
+        "loop",
+    ),
+    "out's name is too long": (
+        lambda folder, composite, mask: [composite, mask, folder / ("o" * 300 + ".png")],
+        "cannot write there",
+    ),
+    "out is a pipe": (
+        lambda folder, composite, mask: [composite, mask, os.mkfifo(folder / "out.png") or folder / "out.png"],
+        "not a regular file",
+    ),
     "cut mask": (in_place(lambda composite, mask: mask.write_bytes(mask.read_bytes()[:80])), "damaged or cut short"),
     "sizes differ": (in_place(lambda composite, mask: Image.new("L", (50, 40), 255).save(mask)), "100x72 but its mask"),
     "sizes differ by EXIF": (in_place(lambda composite, mask: turn(composite)), "EXIF"),
@@ -498,6 +614,11 @@ BAD_INPUT = {
     "huge output": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--output-size", "60000x60000"], "megapixels"),
     "absurd output size": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--output-size", "0x5"], "WIDTHxHEIGHT"),
     "negative feather": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--feather", "-3"], "from 0"),
+    "a seed of 5,000 digits": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--seed", "1" * 5000], "whole number"),
+    "other digits": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--steps", "\u0663"], "whole number"),
+    "digits in groups": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--steps", "1_0"], "whole number"),
+    "no number": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--feather", "nan"], "whole number"),
+    "an option of two lines": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--a\nb"], "unrecognized arguments"),
     "unknown sampler": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--sampler", "heun"], "euler_ancestral"),
     "unknown option": (lambda *paths: [*paths[1:], paths[0] / "out.png", "--magic"], "--magic"),
     "too few arguments": (lambda folder, composite, mask: [composite, mask], "OUT"),
@@ -510,6 +631,16 @@ def turn(path: Path) -> None:
     with Image.open(path) as image:
         image.load()
     image.save(path, exif=exif)
+
+
+def eps(path: Path) -> None:
+    with Image.open(path) as image:
+        image.convert("RGB").save(path, "EPS")
+
+
+def loop(path: Path) -> Path:
+    path.symlink_to(path)
+    return path
 
 
 def empty(folder: Path, name: str = "empty") -> Path:
@@ -563,9 +694,18 @@ def test_convert_refuses(tmp_path, weights, capsys, arguments, words):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argv", [[], ["paint"], ["--paint"]])
-def test_unknown_commands(capsys, argv):
-    assert "COMMAND" in refused(capsys, *argv) or "--paint" in argv
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], "arguments are required: COMMAND"),
+        (["paint"], "argument COMMAND: invalid choice: 'paint' (choose from"),
+        (["--paint"], "arguments are required: COMMAND"),
+        (["harmonise", "--help"], "invalid choice: 'harmonise'"),
+    ],
+)
+def test_unknown_commands(capsys, argv, words):
+    text = refused(capsys, *argv)
+    assert words in text and f"see {PROGRAM} --help" in text
 
 
 def test_version_and_help(capsys):
@@ -579,21 +719,104 @@ def test_version_and_help(capsys):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(capsys, name):
     assert command(name, "--help") == 0
-    assert name in capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: {PROGRAM} {name} ") and COMMANDS[name][1][1:] in text
+    parser = _parser([name])._subparsers._group_actions[0].choices[name]
+    assert len(parser._actions) > 2
+    for action in parser._actions:
+        assert action.help and (action.metavar or action.dest or action.option_strings[0]) in text, action
+        explained = " ".join((action.help % {"default": action.default}).split())
+        assert explained[:40] in text.replace("- ", "-"), f"{name}: {action.dest} is not explained"
 
 
-def test_interruption_is_130(capsys, pair, tmp_path, weights, monkeypatch):
-    def interrupted(job):
-        raise KeyboardInterrupt
+INTERRUPTED = """
+import os, signal, sys
+from diffharmony_models.__main__ import main
 
-    monkeypatch.setattr(harmonize, "read_pair", interrupted)
-    assert command("harmonize", *pair, tmp_path / "out.png", "--checkpoint", weights) == 130
-    assert said(capsys) == "interrupted\n"
+def hook(event, arguments):
+    if event == "os.rename" and waiting:  # the result is written, but not yet in its place
+        print(os.path.exists(arguments[0]), end=" ")
+        os.kill(os.getpid(), waiting.pop())
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+waiting = []
+sys.addaudithook(hook)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    waiting.append(number)
+    print(main(sys.argv[1:]), os.listdir("out"), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_signal_leaves_nothing_half_done(tmp_path, pair):
+    (tmp_path / "out").mkdir()
+    Image.new("L", (WIDTH, HEIGHT)).save(pair[1])
+    done = python("-c", INTERRUPTED, "harmonize", *pair, "out/out.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True 130 [] True", "True 143 [] True", "True 129 [] True"]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert said == ["interrupted", "terminated", "terminated"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_make_composites_ends_with_its_workers(tmp_path, number, code):
+    """The whole group gets the signal, as from a terminal or a service manager."""
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+    pixels = np.random.default_rng(0).integers(40, 200, (300, 400, 3), dtype=np.uint8)
+    mask = np.zeros((300, 400), np.uint8)
+    mask[50:250, 100:300] = 255
+    for place in range(60):
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{place}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{place}.png")
+    arguments = ["make-composites", "out", "--photos", "photos", "--masks", "masks", "--workers", "2"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "diffharmony_models", *arguments, "--per-mask", "50"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 100
+        while not list(tmp_path.glob("out/*/composite_images/*.jpg")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(child.pid, number)
+        errors = child.communicate(timeout=100)[1]
+    finally:
+        child.kill()
+    assert child.returncode == code, errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.glob("out/own/composite_images/*.jpg")) and not list(tmp_path.glob("out/**/.*.part"))
+
+
+def test_main_leaves_the_process_as_it_was(capsys):
+    before = list(warnings.filters), signal.getsignal(signal.SIGTERM)
+    assert command("--version") == 0
+    assert (list(warnings.filters), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), OSError(5, "I/O error"), FileNotFoundError(2, "No such file", "/nowhere/else")]
+)
+def test_a_fault_of_the_program_keeps_its_traceback(pair, tmp_path, weights, capsys, monkeypatch, error):
+    def broken(path):
+        raise error
+
+    monkeypatch.setattr(images, "read_mask", broken)
+    with pytest.raises(type(error)) as caught:
+        command("harmonize", *pair, tmp_path / "out.png", "--checkpoint", weights)
+    assert caught.value is error and said(capsys) == ""
+
+
+def test_a_fault_of_the_program_is_exit_code_1(tmp_path, pair):
+    code = "import sys; from diffharmony_models import __main__, images; images.read_mask = None; sys.exit(__main__.main(sys.argv[1:]))"
+    done = python("-c", code, "harmonize", *pair, "out.png", cwd=tmp_path)
+    assert done.returncode == 1 and "TypeError: 'NoneType' object is not callable" in done.stderr
+    assert "Traceback" in done.stderr and not (tmp_path / "out.png").exists()
 
 
 def python(*argv, cwd: Path) -> subprocess.CompletedProcess:
-    root = Path(__file__).resolve().parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *map(str, argv)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )

@@ -1,11 +1,15 @@
 import errno
 import io
+import logging
 import os
+import random
+import socket
+import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, features
 
 from diffharmony_models import images
 from diffharmony_models.errors import InputError
@@ -200,8 +204,10 @@ def _encoded(colours, kind):
         (lambda rgb: _encoded(rgb, "TIFF")[:500], "cannot be read"),
         (lambda rgb: _png_of(20000, 9000), "too large"),
         (lambda rgb: _png_of(100000, 100000), "too large"),
+        (lambda rgb: _png_of(0, 5), "a.png|bad.png"),
+        (lambda rgb: b"BM" + b"\0" * 16 + _encoded(rgb, "BMP")[18:].replace(b"\x20", b"\0", 1), "bad.png"),
     ],
-    ids=["nothing", "text", "png", "jpeg", "webp", "tiff", "large", "bomb"],
+    ids=["nothing", "text", "png", "jpeg", "webp", "tiff", "large", "bomb", "no width", "no width bmp"],
 )
 @pytest.mark.parametrize("read", [images.read_image, images.read_mask])
 def test_unreadable_files_say_so(tmp_path, colours, content, words, read):
@@ -225,6 +231,173 @@ def test_missing_file_and_folder(tmp_path):
         images.read_image(tmp_path / "nothing.png")
     with pytest.raises(ValueError, match="is a folder"):
         images.read_image(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "ICO", "SGI", "IM", "DDS", "PDF", "TGA", "QOI"])
+def test_formats_that_are_not_meant_are_never_tried(tmp_path, colours, kind):
+    """Whatever the name says: an EPS would start Ghostscript."""
+    path = tmp_path / "a.png"
+    path.write_bytes(_encoded(colours, kind))
+    with pytest.raises(InputError, match=r"a\.png is not a picture that can be read"):
+        images.read_image(path)
+
+
+def test_a_tga_is_known_by_its_name(tmp_path, colours):
+    Image.fromarray(colours).save(tmp_path / "a.tga")
+    assert np.array_equal(as_bytes(images.read_image(tmp_path / "a.tga").pixels), colours)
+
+
+def _pipe(path):
+    os.mkfifo(path)
+
+
+def _socket(path):
+    socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))  # a socket's whole name must be short
+
+
+SPECIAL = {
+    "pipe": (_pipe, "not a regular file"),
+    "socket": (_socket, "not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "loop": (lambda path: path.symlink_to(path), "cannot be opened"),
+    "folder": (os.mkdir, "is a folder"),
+    "huge": (lambda path: path.touch() or os.truncate(path, images.MAX_BYTES + 1), "too large"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="special files")
+@pytest.mark.parametrize("make, words", SPECIAL.values(), ids=SPECIAL)
+def test_only_regular_files_are_opened(tmp_path, monkeypatch, make, words):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.png"
+    make(path)
+    with pytest.raises(InputError, match=words) as caught:
+        images.read_image(path)  # and nothing waits for a writer
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "a" * 300 + ".png"])
+def test_names_that_cannot_be(name):
+    with pytest.raises(InputError, match="cannot be opened"):
+        images.read_mask(name)
+    with pytest.raises(InputError, match="cannot write there"):
+        images.check_output(name)
+
+
+@pytest.mark.parametrize(
+    "kind, value",
+    [(3, 5), (3, (1, 2, 3)), (2, "text"), (12, 1.5), (7, b"short"), (1, b"\0" * 200), (4, (2**31, 7)), (5, 0.3)],
+)
+def test_a_damaged_profile_costs_the_profile_alone(tmp_path, colours, caplog, kind, value):
+    """A TIFF may give its profile any type: SHORT, ASCII, DOUBLE, …"""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[34675] = value
+    tags.tagtype[34675] = kind
+    Image.fromarray(colours).save(tmp_path / "a.tif", tiffinfo=tags)
+    picture = images.read_image(tmp_path / "a.tif")
+    assert np.array_equal(as_bytes(picture.pixels), colours) and picture.icc_profile is None
+    assert "its colour profile is damaged" in caplog.text
+    Image.fromarray(colours[:, :, 0]).save(tmp_path / "mask.tif", tiffinfo=tags)
+    assert np.array_equal(as_bytes(images.read_mask(tmp_path / "mask.tif"))[:, :, 0], colours[:, :, 0])
+
+
+@pytest.mark.parametrize("exif", [b"garbage", b"MM\0*\0\0\xff\xff", b"II*\0\x08\0\0\0\x09\0\x12"])
+def test_damaged_exif_costs_the_orientation_alone(tmp_path, colours, exif):
+    Image.fromarray(colours).save(tmp_path / "a.png", exif=b"Exif\0\0" + exif)
+    picture = images.read_image(tmp_path / "a.png")
+    assert np.array_equal(as_bytes(picture.pixels), colours) and not picture.turned
+
+
+@pytest.mark.parametrize("value", [0, 9, 77, 65535])
+def test_an_orientation_that_means_nothing_turns_nothing(tmp_path, colours, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    Image.fromarray(colours).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(as_bytes(images.read_image(tmp_path / "a.png").pixels), colours)
+
+
+SAVED = {
+    "PNG": {}, "JPEG": {}, "WEBP": {}, "TIFF": {}, "BMP": {}, "GIF": {}, "PPM": {}, "JPEG2000": {}, "AVIF": {},
+    "MPO": {"save_all": True, "append_images": [Image.new("RGB", (WIDTH, HEIGHT))]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, mode", [*((kind, "RGB") for kind in SAVED), ("JPEG", "CMYK"), ("TIFF", "CMYK")])
+def test_damage_of_any_kind_is_the_files_fault(tmp_path, colours, kind, mode, caplog):
+    """Bytes changed at random: the file is read, or an InputError names it. Pillow raises whatever it likes."""
+    caplog.set_level(logging.CRITICAL)
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    buffer = io.BytesIO()
+    Image.fromarray(colours).convert(mode).save(buffer, kind, icc_profile=profile(), **SAVED[kind])
+    whole, chance, path, refused = buffer.getvalue(), random.Random(0), tmp_path / "a.png", 0
+    for _ in range(60):
+        damaged = bytearray(whole[: chance.choice([None, None, chance.randrange(len(whole))])])
+        for _ in range(chance.choice([1, 3, 9])):
+            if damaged:
+                damaged[chance.randrange(min(len(damaged), 200))] = chance.choice([0, 255, chance.randrange(256)])
+        path.write_bytes(damaged)
+        for read in (images.read_image, images.open_mask):
+            try:
+                read(path)
+            except InputError as error:
+                refused += 1
+                assert str(path) in str(error)
+    assert refused
+
+
+def test_what_libtiff_says_does_not_reach_stderr(tmp_path, colours, capfd):
+    Image.fromarray(colours).save(tmp_path / "a.tif", compression="tiff_adobe_deflate")
+    damaged = bytearray((tmp_path / "a.tif").read_bytes())
+    damaged[8:60] = b"\xff" * 52
+    (tmp_path / "a.tif").write_bytes(damaged)
+    with pytest.raises(InputError, match="damaged"):
+        images.read_image(tmp_path / "a.tif")
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"
+
+
+def test_pillow_images_are_what_the_tensors_are(tmp_path, colours):
+    deep = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    alpha = Image.fromarray(np.dstack([colours, colours[:, :, :1]]))
+    for name, image in (("a.png", Image.fromarray(colours)), ("deep.png", Image.fromarray(deep)), ("alpha.png", alpha)):
+        path = tmp_path / name
+        image.save(path)
+        picture, mask = images.open_picture(path), images.open_mask(path)
+        assert (picture.mode, mask.mode) == ("RGB", "L")
+        assert np.array_equal(np.asarray(picture), as_bytes(images.read_image(path).pixels))
+        assert np.array_equal(np.asarray(mask), as_bytes(images.read_mask(path))[:, :, 0])
+
+
+def test_a_jpeg_may_be_read_smaller(tmp_path):
+    Image.new("RGB", (640, 400), "teal").save(tmp_path / "a.jpg")
+    assert images.open_picture(tmp_path / "a.jpg").size == (640, 400)
+    small = images.open_picture(tmp_path / "a.jpg", least_side=90)
+    assert small.size == (160, 100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (640, 400), "teal").save(tmp_path / "turned.jpg", exif=exif)
+    assert images.open_picture(tmp_path / "turned.jpg", least_side=90).size == (100, 160)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="special files")
+def test_results_replace_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "folder.png").mkdir()
+    for name, words in (("pipe", "not a regular file"), ("loop", "symbolic links"), ("folder", "is a folder")):
+        with pytest.raises(InputError, match=words) as caught:
+            images.write_image(tmp_path / f"{name}.png", torch.zeros(1, 3, 8, 8))
+        assert f"{name}.png" in str(caught.value)
+    with pytest.raises(InputError, match="symbolic links"):
+        images.check_output(tmp_path / "loop.png" / "a.png")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts letters")
+def test_the_longest_names_can_be_written(tmp_path):
+    for name in ("b" * 251, "\N{ARTIST PALETTE}" * 62):
+        images.write_image(tmp_path / f"{name}.png", torch.zeros(1, 3, 8, 8))
+        assert images.read_image(tmp_path / f"{name}.png").size == (8, 8)
 
 
 @pytest.mark.parametrize("name", ["out", "out.gif", "out.png.txt", "out.safetensors"])
@@ -273,13 +446,12 @@ def test_no_room_leaves_the_old_file_and_no_rest(tmp_path):
     assert os.listdir(tmp_path) == ["out.png"] and path.read_bytes() == b"old"
 
 
-def test_no_room_is_called_by_its_name(tmp_path, monkeypatch):
-    def full(source, target):
-        raise OSError(errno.ENOSPC, "No space left on device", str(source))
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no room on the disk to write"):
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
+def test_no_room_is_called_by_its_name(tmp_path):
+    (tmp_path / f".out.png.{os.getpid()}.part").symlink_to("/dev/full")  # where the file is written at first
+    with pytest.raises(OSError, match="no room on the disk to write") as caught:
         images.write_image(tmp_path / "out.png", torch.rand(1, 3, 8, 8))
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "out.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,7 +460,23 @@ def test_comparison_sheet_shows_every_panel_at_one_scale():
     red[:, 0], green[:, 1] = 1, 1
     rows = [[("composite", red), ("mask", mask)], [("a label much too long for its picture " * 3, green)]]
     sheet = images.comparison_sheet(rows, side=128, title="picture.png")
-    assert sheet.shape[:2] == (1, 3) and sheet.shape[3] == 8 + 2 * (128 + 8)
-    for colour in ((1, 0, 0), (0, 1, 0)):
-        area = (sheet[0] == torch.tensor(colour).view(3, 1, 1)).all(dim=0).sum()
-        assert area == 128 * 64
+    margin, caption = 8, 26
+    first = margin + caption + caption  # below the title and the first row's captions
+    second = first + 64 + margin + caption
+    assert sheet.shape == (1, 3, second + 64 + margin, margin + 2 * (128 + margin))
+    for colour, top, left in (
+        ((1, 0, 0), first, margin),
+        ((1, 1, 1), first, 128 + 2 * margin),
+        ((0, 1, 0), second, margin),
+    ):
+        shown = (sheet[0] == torch.tensor(colour).view(3, 1, 1)).all(dim=0)
+        assert shown[top : top + 64, left : left + 128].all()
+        assert colour == (1, 1, 1) or shown.sum() == 128 * 64  # and nowhere else
+    dark = (sheet[0].amax(dim=0) < 0.5)[:, : margin + 128]
+    for top in (margin, first - caption, second - caption):  # the title, and a caption above each picture
+        assert 20 < dark[top : top + caption].sum() < 1500
+
+
+@pytest.mark.parametrize("title", ["two\nlines", "not\udcff UTF-8", "\x1b[31m"])
+def test_a_sheet_of_any_name(title):
+    assert images.comparison_sheet([[(title, torch.zeros(1, 3, 8, 8))]], 64, title).isfinite().all()

@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from .. import images
-from ..errors import InputError
+from ..errors import InputError, disk_full, reason
 from ..iharmony import COMPOSITES, MASKS, REALS
 from ..numbers import real, whole
 from .looks import change_look
@@ -64,6 +65,14 @@ ROW = {
 
 class Unusable(InputError):
     """A photo or mask that cannot be used; the others can."""
+
+
+class Unsuited(Unusable):
+    """A mask that is as it should be, but of a foreground that teaches nothing."""
+
+
+class Fault(str):
+    """Why something was left out, where the input or the program is at fault, not just a foreground that fits badly."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,10 +154,14 @@ class Task:
     regions: int = 0
 
 
-def run(args):
-    """The command: `build` with the parsed arguments. Raises ValueError for arguments or inputs that do not fit, OSError where the disk fails."""
+def run(args: argparse.Namespace) -> int:
+    """The command: `build` with the parsed arguments. Returns its exit code: 2 where a photo or a mask failed.
+
+    Raises InputError for arguments or inputs that do not fit, OSError where the disk fails.
+    """
     rows, failures = build(args)
     report(rows, failures)
+    return 2 if any(isinstance(failure, Fault) for failure in failures) else 0
 
 
 def build(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
@@ -159,16 +172,19 @@ def build(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     masked, unmasked = _entries(args)
     output = Path(args.output)
     _keep_settings(output, args)
-    for left in (*output.glob(".*.part"), *output.glob("*/*/.*.part")):  # by a run that was killed
-        left.unlink()
+    _remove_unfinished(output)  # of a run that was killed
     tasks = plan(masked, unmasked, args)
     pools = reference_pools(masked + unmasked, args.seed, args.test_share)
     rows, failures = [], []
-    with tqdm(total=len(tasks), desc="make-composites", unit="photo", smoothing=0.05) as bar:
-        for made, failed in _results(tasks, pools, args):
-            rows += made
-            failures += failed
-            bar.update()
+    try:
+        with tqdm(total=len(tasks), desc="make-composites", unit="photo", smoothing=0.05) as bar:
+            for made, failed in _results(tasks, pools, args):
+                rows += made
+                failures += failed
+                bar.update()
+    except BaseException:
+        _remove_unfinished(output)  # of workers that were stopped
+        raise
     for failure in failures:
         log.warning("left out: %s", failure)
     if not rows:
@@ -177,6 +193,11 @@ def build(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
         )
     _write_lists(output, rows)
     return rows, failures
+
+
+def _remove_unfinished(output):
+    for left in (*output.glob(".*.part"), *output.glob("*/*/.*.part")):
+        left.unlink(missing_ok=True)
 
 
 def report(rows, failures=()):
@@ -296,13 +317,14 @@ _STATE = {}
 def _begin(pools, args):
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the main process tells it and tidies up
     torch.set_num_threads(1)
     _STATE.update(pools=pools, args=args)
 
 
 def _results(tasks, pools, args):
     if args.workers == 1:
-        yield from (make(task, pools, args) for task in tasks)
+        yield from (attempt(task, pools, args) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=context, initializer=_begin, initargs=(pools, args)) as executor:
@@ -314,7 +336,17 @@ def _results(tasks, pools, args):
 
 
 def _make(task):
-    return make(task, _STATE["pools"], _STATE["args"])
+    return attempt(task, _STATE["pools"], _STATE["args"])
+
+
+def attempt(task, pools, args):
+    """`make`; a fault met in one photo, of whatever kind, is that photo's, but for a disk that takes no more."""
+    try:
+        return make(task, pools, args)
+    except Exception as error:
+        if disk_full(error):
+            raise
+        return [], [Fault(f"{task.entry.image}: {reason(error, log)}")]
 
 
 def make(task, pools, args):
@@ -326,7 +358,7 @@ def make(task, pools, args):
     try:
         real = read_photo(task.entry.image, args.size)
     except Unusable as error:
-        return [], [str(error)]
+        return [], [Fault(error)]
     picture = real.astype(np.float32) / 255
     rows, failures = [], []
     for number, entry, mask in _foregrounds(task, real.shape[:2], picture, args, failures):
@@ -374,7 +406,7 @@ def _foregrounds(task, size, picture, args, failures):
         try:
             yield number, entry, read_mask(entry.mask, task.entry.image, size)
         except Unusable as error:
-            failures.append(str(error))
+            failures.append(str(error) if isinstance(error, Unsuited) else Fault(error))
     if task.regions:
         rng = np.random.default_rng([args.seed, digest("regions", task.entry.key)])
         for number, mask in enumerate(segment(picture, rng, task.regions)):
@@ -409,7 +441,7 @@ def read_photo(path, short_side=0):
     """(H, W, 3) uint8, scaled down to `short_side` where that is smaller (0: never). Unusable if unreadable."""
     try:
         pixels = images.to_bytes(images.read_image(path).pixels)
-    except (OSError, ValueError) as error:
+    except InputError as error:
         raise Unusable(f"{path}: cannot be used as a photo ({error})") from error
     height, width = pixels.shape[:2]
     if not short_side or min(height, width) <= short_side:
@@ -424,7 +456,7 @@ def read_mask(path, photo, size):
     """(H, W) bool at the given size. Unusable where it is unreadable, of other proportions than its photo, empty, too small or all of the picture."""
     try:
         mask = Image.fromarray(images.read_mask(path)[0, 0].numpy())
-    except (OSError, ValueError) as error:
+    except InputError as error:
         raise Unusable(f"{path}: cannot be used as a mask ({error})") from error
     height, width = size
     if abs(mask.width * height - mask.height * width) > 2 * max(mask.width, mask.height, width, height):
@@ -435,7 +467,7 @@ def read_mask(path, photo, size):
         mask = mask.resize((width, height), Image.BILINEAR)
     mask = np.asarray(mask) >= 0.5
     if not SMALLEST <= mask.mean() <= 0.95:
-        raise Unusable(
+        raise Unsuited(
             f"{path}: the foreground covers {mask.mean():.1%} of the picture; expected {SMALLEST:.1%} to 95 %"
         )
     return mask
@@ -462,7 +494,7 @@ def _window(length, rng):
 
 def save(path: Path, pixels: np.ndarray, comment: str | None = None) -> None:
     """Writes uint8 pixels by the extension, whole or not at all; JPEG at quality 95 without chroma subsampling. A real picture or mask already there stays."""
-    if path.exists() and comment is None:
+    if comment is None and os.path.isfile(path) and os.path.getsize(path):
         return
     image, content = Image.fromarray(pixels), io.BytesIO()
     if path.suffix == ".png":

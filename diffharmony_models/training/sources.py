@@ -139,7 +139,8 @@ def _pictures(folder):
 
 def digest(*parts):
     """A whole number below 2^64 that depends on the parts alone, the same on every machine."""
-    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")
+    text = "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")  # names need not be UTF-8
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
 def side(entry, seed, test_share):

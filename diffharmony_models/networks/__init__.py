@@ -1,0 +1,1 @@
+"""Networks of the method that diffusers does not have, in plain torch."""

@@ -1,0 +1,1 @@
+"""Training data out of photos: looks, colour transfers and composites. Knows no network."""
