@@ -435,6 +435,7 @@ def test_no_number_is_left_out(command):
         (["train-autoencoder", "none"], "none"),
         (["train-autoencoder", "{dataset}", "--groups", "32"], "--groups 32"),
         (["train-autoencoder", "--harmony", "{dataset}"], "--from"),
+        (["train-autoencoder", "{dataset}", "--harmony", "{dataset}", "--from", "{vae}"], "leave out one"),
         (["train-autoencoder", "{dataset}", "--output", "{vae}"], "not a folder"),
         (["train-autoencoder", "{dataset}", "--output", "{vae}/run"], "not a folder"),
         (["train-refiner", "{dataset}", "--from", "{vae}", "--crop", "30"], "--crop"),

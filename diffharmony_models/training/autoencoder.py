@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=whole(16, 8192, multiple_of=8),
+        type=whole(16, 2048, multiple_of=8),
         default=128,
         help="side of the crops, a multiple of 8 (default %(default)s)",
     )
@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it"
         )
+    if args.harmony and args.photos:
+        raise InputError("Photos are not used with --harmony, which learns from its data set; leave out one of the two")
     if args.harmony:
         return _run_harmony(args)
     if not args.photos:

@@ -46,7 +46,7 @@ class Cached:
             "repeats": str(repeats),
             "samples": str(len(samples)),
         }
-        if not path.is_file() or state.metadata(path) != made_of:
+        if not path.exists() or state.metadata(path) != made_of:
             _write(path, samples, args, repeats, make, dtype, made_of)
         number = len(samples) * repeats
         self.tensors = state.read(path, _expected(samples, args.seed, make, dtype, number))

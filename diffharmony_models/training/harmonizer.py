@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=whole(64, 8192, multiple_of=64),
+        type=whole(64, 2048, multiple_of=64),
         default=512,
         help="side of the training pictures, a multiple of 64 (default %(default)s)",
     )

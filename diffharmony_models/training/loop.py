@@ -243,7 +243,7 @@ def train(
         ema.to(accelerator.device)
     state = State(model, optimizer, ema, accelerator.scaler, args.seed)
     if accelerator.is_main_process:
-        for left in args.output.glob("partial-*"):  # by a run that was killed
+        for left in args.output.glob("partial-[0-9]*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
     step = 0
     if done := checkpoints(args.output):

@@ -50,14 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="7: harmonized, mask, composite; 4: without the composite; 3: harmonized",
     )
     parser.add_argument(
-        "--size", type=whole(16, 8192), default=256, help="resolution of the refinement (default %(default)s)"
+        "--size", type=whole(16, 2048), default=256, help="resolution of the refinement (default %(default)s)"
     )
     parser.add_argument(
         "--resolution", type=resolution, default=0, help="resolution of stage 1 (default: the checkpoint's own)"
     )
     parser.add_argument(
         "--crop",
-        type=whole(0, 8192, multiple_of=8),
+        type=whole(0, 2048, multiple_of=8),
         default=0,
         help="train on random crops of this side, a multiple of 8 (default: whole pictures)",
     )

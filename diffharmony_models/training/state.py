@@ -147,16 +147,23 @@ class State:
             expected[f"optimizer.{name}.step"] = torch.empty((), device="meta")
             expected |= {f"optimizer.{name}.{kind}": parameters[name] for kind in MOMENTS}
         tensors = read(path, expected)
+        if any(
+            (tensors[f"optimizer.{name}.{kind}"] < 0).any() for name in self.trained for kind in ("step", "exp_avg_sq")
+        ):
+            raise InputError(f"{path} is damaged: a sum of squares is negative. Delete it and start again.")
         scaling = self._scaling(path, facts)
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
         if self.ema is not None:
             self.ema.optimization_step = step
             for name, average in zip(parameters, self.ema.shadow_params):
                 average.copy_(tensors[f"ema.{name}"])
-        moments = {
-            index: {kind: tensors[f"optimizer.{name}.{kind}"] for kind in ("step", *MOMENTS)}
-            for index, name in enumerate(self.trained)
-        }
+        moments = {}
+        for index, name in enumerate(self.trained):
+            # In the memory order of their parameter: a fused AdamW goes through all of them side by side.
+            parts = {kind: torch.empty_like(parameters[name].detach()) for kind in MOMENTS}
+            moments[index] = {"step": tensors[f"optimizer.{name}.step"]} | {
+                kind: part.copy_(tensors[f"optimizer.{name}.{kind}"]) for kind, part in parts.items()
+            }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         if scaling is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **scaling})
