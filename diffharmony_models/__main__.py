@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
     "benchmark": ("benchmark", "time and memory on this machine"),
     "make-composites": ("training.composites", "build training pairs from photos and masks"),
+    "train-color-regressor": ("training.color_regressor", "train the network that says how colours must change"),
     "train-autoencoder": ("training.autoencoder", "train the VAE, or the Harmony-VAE from one"),
     "train-harmonizer": ("training.harmonizer", "train stage 1, the latent diffusion UNet"),
     "train-refiner": ("training.refiner", "train stage 2, the refinement UNet"),

@@ -5,29 +5,42 @@ one-file checkpoint: one safetensors file with `unet.*`, `vae.*`, `refiner.*`, `
 `null_text`, and each part's config as JSON in the metadata.
 """
 
+import contextlib
+import glob
 import json
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
+from . import checkpoint_configs as configs
+from . import checkpoint_files as files
 from . import checkpoint_folders as folders
 from . import checkpoint_parts as parts_of
+from .checkpoint_configs import NAMES, shown
 from .checkpoint_folders import FORMAT
-from .checkpoint_parts import NAMES, PARTS, Part, line, shapes
+from .checkpoint_parts import PARTS, Part, shapes
 from .errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be deleted anyway
+    fcntl = None
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
-_PREDICTIONS = ("epsilon", "v_prediction")
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+STEPS = 5  # of the published sampling, and of every checkpoint that does not say otherwise
 
 
 @dataclass
 class Checkpoint:
     """What one harmonizer consists of; a part that it lacks is None. null_text: [tokens, width], float32.
-    resolution: side in pixels of the square whose area the checkpoint's stage 1 works at."""
+    resolution: side in pixels of the square whose area the checkpoint's stage 1 works at. steps: how many sampling
+    steps it was made for."""
 
     name: str
     unet: Part | None = None
@@ -37,6 +50,7 @@ class Checkpoint:
     null_text: torch.Tensor | None = None
     prediction_type: str = "epsilon"
     resolution: int = 1024
+    steps: int = STEPS
 
 
 def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Checkpoint:
@@ -56,17 +70,16 @@ def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Ch
         return _read_one_file(found[0].where, parts)
     chosen, unit = folders.choose(path, found)
     scheduler = unit / "scheduler" / "scheduler_config.json"
-    settings = parts_of.parse_json(scheduler.read_bytes(), scheduler) if scheduler.is_file() else {}
-    checkpoint = Checkpoint(
-        path.stem if path.is_file() else path.name, prediction_type=_settings(settings, scheduler)[0]
-    )
+    settings = files.read_json(scheduler) if os.path.lexists(scheduler) else {}
+    name = path.stem if path.is_file() else path.name
+    checkpoint = Checkpoint(name, prediction_type=_prediction_type(settings, scheduler))
     for kind in PARTS:
         if kind in chosen and kind in parts:
             setattr(checkpoint, kind, _load(chosen[kind]))
     if "text_encoder" in chosen and "null_text" in parts:
         encoder = chosen["text_encoder"]
-        checkpoint.null_text = _null_text(_load(encoder), encoder.where)
-    _check_null_text(checkpoint)
+        checkpoint.null_text = _null_text(_load(encoder))
+    _check_null_text(checkpoint, path)
     return checkpoint
 
 
@@ -76,7 +89,7 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
     dtype: "fp16", "bf16", "fp32" or the torch dtype that all weights are stored in; None keeps each as it is. The null
     text stays float32. Raises ValueError for parts that do not fit their config, values that are not finite in that
     dtype, or nothing to write; OSError when the disk does not take it. Neither leaves a file behind, and a file that
-    was there before stays as it was.
+    was there before stays as it was. What a killed run has left of the same target is removed.
     """
     path = Path(path)
     dtype = _DTYPES.get(dtype, dtype)
@@ -84,25 +97,30 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
         raise InputError(f'Weights cannot be stored as "{dtype}"; expected one of {", ".join(_DTYPES)}.')
     if path.suffix != ".safetensors" or not path.parent.is_dir() or path.is_dir():
         raise InputError(f"Cannot write {path}: give a name that ends in .safetensors, in a folder that exists.")
-    metadata = {"format": FORMAT, "prediction_type": checkpoint.prediction_type}
-    metadata["resolution"] = str(checkpoint.resolution)
-    _settings(metadata, checkpoint.name)
+    metadata = {
+        "format": FORMAT,
+        "prediction_type": _prediction_type(vars(checkpoint), checkpoint.name),
+        "resolution": str(configs.resolution(checkpoint.resolution, checkpoint.name)),
+        "steps": str(_steps({"steps": str(checkpoint.steps)}, checkpoint.name)),
+    }
     tensors = {}
     for kind in PARTS:
         part = getattr(checkpoint, kind)
         if part is not None:
-            parts_of.check(kind, part, f"{checkpoint.name}, {NAMES[kind]}")
+            part = parts_of.checked(kind, part, checkpoint.name)
             metadata[kind] = json.dumps(part.config, sort_keys=True)
             tensors |= {f"{kind}.{key}": (tensor, dtype or tensor.dtype) for key, tensor in part.state.items()}
     if checkpoint.null_text is not None:
-        _check_null_text(checkpoint)
+        _check_null_text(checkpoint, checkpoint.name)
         tensors["null_text"] = (checkpoint.null_text, torch.float32)
     if not tensors:
         raise InputError(f"Nothing to write to {path}: the checkpoint {checkpoint.name} has no part.")
 
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
+            _lock(file)
             _stream(file, tensors, metadata)
             file.flush()
             os.fsync(file.fileno())
@@ -114,14 +132,15 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
 
 
 def convert(source: str | Path, target: str | Path, dtype: torch.dtype | str | None = None) -> Checkpoint:
-    """Makes one file of a folder (or of another file); every part must fit the network that its config describes.
-    Returns the new file's content. Errors as `read`, `write` and the build functions."""
-    checkpoint = read(source)
-    for kind in PARTS:
-        part = getattr(checkpoint, kind)
-        if part is not None:
-            _skeleton(kind, part)
-    write(checkpoint, target, dtype)
+    """Makes one file of a folder (or of another file) and returns its content.
+
+    Raises InputError where the target is one of the source's own files, else as `read` and `write`.
+    """
+    if os.path.exists(target) and os.path.exists(source):
+        inside = Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source))
+        if inside or any(os.path.samefile(target, file) for file in folders.sources(Path(os.path.abspath(source)))):
+            raise InputError(f"{target} would be written over its source. Give another name.")
+    write(read(source), target, dtype)
     return read(target)
 
 
@@ -132,7 +151,10 @@ def bundled() -> Path:
 
 def describe(checkpoint: Checkpoint) -> str:
     """One line a part, for people: parameters, dtype, channels, widths."""
-    lines = [f"{checkpoint.name}: resolution {checkpoint.resolution}, prediction type {checkpoint.prediction_type}"]
+    about = (
+        f"resolution {checkpoint.resolution}, steps {checkpoint.steps}, prediction type {checkpoint.prediction_type}"
+    )
+    lines = [f"{checkpoint.name}: {about}"]
     for kind in PARTS:
         part, words = getattr(checkpoint, kind), "none"
         if part is not None:
@@ -157,8 +179,8 @@ def build_unet(part: Part) -> torch.nn.Module:
     """A diffusers UNet2DConditionModel in eval mode, strictly loaded.
 
     For all build functions: the module is in the part's dtype and its parameters *are* the part's tensors, not copies,
-    so two modules of one part share them; copy one (`copy.deepcopy`) before training it. Raises ValueError, naming some
-    keys, when tensors are missing, left over or of another shape than the config says.
+    so two modules of one part share them; copy one (`copy.deepcopy`) before training it. Raises ValueError for a config
+    that describes no network of ours and, naming some keys, when tensors are missing, left over or of another shape.
     """
     return _build("unet", part)
 
@@ -179,131 +201,116 @@ def build_harmony_vae(part: Part) -> torch.nn.Module:
 
 
 def _build(kind: str, part: Part) -> torch.nn.Module:
-    module = _skeleton(kind, part)
+    part = parts_of.checked(kind, part)
+    module = parts_of.skeleton(kind, part.config)
     module.load_state_dict(part.state, strict=True, assign=True)
     return module.eval()
-
-
-def _skeleton(kind: str, part: Part) -> torch.nn.Module:
-    """The network that the config describes, without memory of its own, and with room for exactly these tensors."""
-    if kind == "unet":
-        from diffusers import UNet2DConditionModel as Network
-    elif kind == "vae":
-        from diffusers import AutoencoderKL as Network
-    elif kind == "refiner":
-        from .refiner import Refiner as Network
-    else:
-        from .harmony_vae import HarmonyVAE as Network
-    name = NAMES[kind]
-    try:
-        with torch.device("meta"):
-            module = Network.from_config(part.config)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(f"The {name}'s config describes no network that can be built: {line(error)}") from error
-    want, have = shapes(module.state_dict()), shapes(part.state)
-    wrong = [key for key in want if have.get(key, want[key]) != want[key]]
-    faults = {
-        "missing": [key for key in want if key not in have],
-        "left over": [key for key in have if key not in want],
-        "of another shape": [f"{key} {list(have[key])} instead of {list(want[key])}" for key in wrong],
-    }
-    words = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
-    if words:
-        raise InputError(
-            f"The {name}'s tensors do not fit its config: {'; '.join(words)}. "
-            "Use the config.json that belongs to these weights, or get the weights anew."
-        )
-    return module
 
 
 def _load(found: folders.Found) -> Part:
     return parts_of.load(found.kind, found.files, found.config, found.where)
 
 
-def _null_text(part: Part, where: Path) -> torch.Tensor:
+def _null_text(part: Part) -> torch.Tensor:
     """The embedding of the empty string, [tokens, width] float32: CLIP's output for a start token, then end tokens."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    try:
-        with torch.device("meta"):
-            model = CLIPTextModel(CLIPTextConfig(**part.config)).eval()
-        state = {key: part.state[key.removeprefix("text_model.")].float() for key in model.state_dict()}
-        model.load_state_dict(state, strict=True, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{where}: the text encoder's tensors do not fit its config: {line(error)}") from error
-    facts = parts_of.facts("text_encoder", shapes(part.state), where)
-    vocabulary, tokens = facts["vocab_size"], facts["max_position_embeddings"]
-    if vocabulary != 49408:
-        raise InputError(f"{where}: CLIP's vocabulary of 49408 tokens is expected, this one has {vocabulary}.")
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig(**part.config)).eval()
+    state = {key: part.state[key.removeprefix("text_model.")].float() for key in model.state_dict()}
+    model.load_state_dict(state, strict=True, assign=True)
+    tokens = part.config["max_position_embeddings"]
     ids = torch.tensor([[49406] + [49407] * (tokens - 1)])
     with torch.no_grad():
         return model(input_ids=ids, position_ids=torch.arange(tokens)[None])[0][0]
 
 
-def _check_null_text(checkpoint: Checkpoint) -> None:
-    null_text, unet, name = checkpoint.null_text, checkpoint.unet, checkpoint.name
+def _check_null_text(checkpoint: Checkpoint, where: object) -> None:
+    null_text, unet = checkpoint.null_text, checkpoint.unet
     if null_text is None:
         return
-    if null_text.dim() != 2 or not parts_of.is_finite(null_text):
-        raise InputError(f"{name}: a null text is [tokens, width] and finite; this is not ({list(null_text.shape)}).")
-    width = parts_of.facts("unet", shapes(unet.state), name)["cross_attention_dim"] if unet else null_text.shape[1]
-    if width != null_text.shape[1]:
+    shape, tokens = list(null_text.shape), configs.TOKENS
+    plain = len(shape) == 2 and 1 <= shape[0] <= tokens and shape[1] and null_text.dtype in parts_of.DTYPES
+    if not plain or not parts_of.is_finite(null_text):
         raise InputError(
-            f"{name}: the UNet's text width is {width}, the null text's {null_text.shape[1]}. "
+            f"{where}: a null text is [tokens, width], of floating point, finite and of at most {tokens} tokens; this "
+            f"one is {shape} in {null_text.dtype}. Get or convert it again."
+        )
+    width = unet.config.get("cross_attention_dim") if unet else shape[1]
+    if width != shape[1]:
+        raise InputError(
+            f"{where}: the UNet's text width is {width}, the null text's {shape[1]}. "
             "Use the text encoder that belongs to this UNet."
         )
 
 
-def _settings(content: dict, where) -> tuple[str, int]:
-    """Prediction type and resolution in a one-file checkpoint's metadata or a scheduler's config."""
-    prediction = content.get("prediction_type", "epsilon")
+def _prediction_type(settings: dict, where: object) -> str:
+    """What a one-file checkpoint's metadata or a scheduler's config says."""
+    prediction = settings.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
-        known = " and ".join(_PREDICTIONS)
-        raise InputError(f'{where}: prediction type "{prediction}" is not supported, only {known} are.')
-    resolution = str(content.get("resolution", 1024))
-    if not resolution.isdecimal() or int(resolution) < 64:
-        raise InputError(f'{where}: resolution "{resolution}" is no number of pixels, at least 64.')
-    return prediction, int(resolution)
+        known = ", ".join(_PREDICTIONS)
+        raise InputError(f'{where}: prediction type "{shown(prediction)}" is not supported, only {known} are.')
+    return prediction
+
+
+def _steps(metadata: dict[str, str], where: str | Path) -> int:
+    """How many sampling steps a one-file checkpoint was made for."""
+    steps = metadata.get("steps", str(STEPS))
+    if not (steps.isascii() and steps.isdecimal() and len(steps) <= 4 and 1 <= int(steps) <= 1000):
+        raise InputError(f'{where}: steps "{steps[:20]}" is no number of sampling steps, 1 to 1000. Convert it again.')
+    return int(steps)
 
 
 def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
-    with parts_of.opened(path) as file:
+    with files.opened(path) as file:
         metadata = file.metadata() or {}
         keys = {}
-        for key in file.keys():
+        for key in files.names(file):
             keys.setdefault(key.partition(".")[0], []).append(key)
         strange = [key for group in sorted(set(keys) - {*PARTS, "null_text"}) for key in keys[group]]
         if strange or ("null_text" in keys and keys["null_text"] != ["null_text"]):
             strange = strange or keys["null_text"]
             raise InputError(f"{path}: tensors of no part: {', '.join(strange[:3])}. Get or convert it anew.")
-        prediction_type, resolution = _settings(metadata, path)
-        checkpoint = Checkpoint(path.stem, prediction_type=prediction_type, resolution=resolution)
+        checkpoint = Checkpoint(
+            path.stem,
+            prediction_type=_prediction_type(metadata, path),
+            resolution=configs.resolution(metadata.get("resolution", 1024), path),
+            steps=_steps(metadata, path),
+        )
         for kind in PARTS:
             if (kind in keys) != (kind in metadata):
                 there, lacking = ("tensors", "config") if kind in keys else ("config", "tensors")
                 raise InputError(f"{path}: the {NAMES[kind]} has {there} but no {lacking}. Get or convert it anew.")
             if kind in keys and kind in parts:
-                state = {key.partition(".")[2]: file.get_tensor(key) for key in keys[kind]}
-                part = Part(parts_of.parse_json(metadata[kind], f"{path}, metadata {kind}"), state)
-                parts_of.check(kind, part, f"{path}, {NAMES[kind]}")
+                state = {key.partition(".")[2]: files.tensor(file, key) for key in keys[kind]}
+                config = files.parse_json(metadata[kind], f"{path}, metadata {kind}")
+                part = parts_of.checked(kind, Part(config, state), path)
                 parts_of.check_finite(part, f"{path}, {NAMES[kind]}")
                 setattr(checkpoint, kind, part)
         if "null_text" in keys and "null_text" in parts:
-            checkpoint.null_text = file.get_tensor("null_text").float()
-    _check_null_text(checkpoint)
+            checkpoint.null_text = files.tensor(file, "null_text")
+    _check_null_text(checkpoint, path)
+    if checkpoint.null_text is not None:
+        checkpoint.null_text = checkpoint.null_text.float()
     return checkpoint
 
 
-def _stream(file, tensors: dict[str, tuple[torch.Tensor, torch.dtype]], metadata: dict[str, str]) -> None:
+def _stream(file: BinaryIO, tensors: dict[str, tuple[torch.Tensor, torch.dtype]], metadata: dict[str, str]) -> None:
     """Writes safetensors (header length in 8 bytes, JSON header, data) one converted tensor in memory at a time."""
-    order = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))
+
+    def place(name: str) -> tuple:
+        """First what keeps the next tensor aligned, and so need not be copied when it is read."""
+        tensor, dtype = tensors[name]
+        return tensor.numel() * dtype.itemsize % files.ALIGNMENT > 0, -dtype.itemsize, name
+
+    order = sorted(tensors, key=place)
     header, end = {"__metadata__": metadata}, 0
     for name in order:
         tensor, dtype = tensors[name]
         begin, end = end, end + tensor.numel() * dtype.itemsize
         header[name] = {"dtype": _CODES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % files.ALIGNMENT)
     file.write(struct.pack("<Q", len(text)) + text)
     for name in order:
         tensor, dtype = tensors[name]
@@ -311,6 +318,21 @@ def _stream(file, tensors: dict[str, tuple[torch.Tensor, torch.dtype]], metadata
         if not parts_of.is_finite(tensor):
             raise InputError(
                 f"Not written: {name} holds NaN or infinity as {dtype}. Where fp16 is too narrow take bf16 or fp32; "
-                "else get or train these weights anew."
+                "else get or train these weights again."
             )
         file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def _lock(file: BinaryIO) -> None:
+    """Marks a file as one that somebody is writing, as long as it is open. OSError where another process does."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes unfinished files of the same target that nobody is writing any more."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            with open(left, "rb") as file:
+                _lock(file)
+            left.unlink()

@@ -7,11 +7,15 @@ be meant, nobody guesses.
 """
 
 import logging
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint_parts import NAMES, class_of, kind_of_config, kind_of_keys, line, parse_json, peek, strangers
+from .checkpoint_configs import NAMES, shown
+from .checkpoint_files import check_regular, entries, line, peek, read_json
+from .checkpoint_parts import class_of, kind_of_config, kind_of_keys, strangers
 from .errors import InputError
 
 log = logging.getLogger(__name__)
@@ -19,6 +23,7 @@ log = logging.getLogger(__name__)
 FORMAT = "diffharmony"
 
 _DEPTH = 3  # a folder around the unpacked zip, base/, unet/
+_MOST_FOLDERS = 1000
 _VARIANTS = r"(?:\.(?:fp16|bf16|fp32|ema|non_ema|non-ema))*"
 _WEIGHTS = re.compile(rf"(.+?)({_VARIANTS})\.(safetensors|bin)(?:\.index({_VARIANTS})\.json)?$")
 _STANDARD = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -43,16 +48,17 @@ class Found:
         )
 
     @property
-    def channels(self) -> int | None:
+    def channels(self) -> object:
+        """What the config says, which can be anything, else what the weights have."""
         if self.config and "in_channels" in self.config:
             return self.config["in_channels"]
-        shape = peek(self.files[0])[1].get("conv_in.weight") if self.files else None
-        return shape[1] if shape else None
+        shape = peek(self.files[0])[1].get("conv_in.weight", ()) if self.files else ()
+        return shape[1] if len(shape) == 4 else None
 
 
 def find(path: Path) -> list[Found]:
     """Everything in a folder (as deep as around the unpacked zip) or of one file. ValueError where there is nothing."""
-    if path.is_dir():
+    if os.path.isdir(path):
         found = _scan(path, _DEPTH, _pipeline_above(path))
         if not found:
             raise InputError(
@@ -62,19 +68,20 @@ def find(path: Path) -> list[Found]:
         if len(found) > 1 and any(each.kind == "checkpoint" for each in found):
             raise InputError(f"{path} holds several checkpoints: {_listed(found)}. Point at one of them.")
         return found
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(f"{path}: there is no such file or folder. Give a checkpoint's file or its folder.")
+    check_regular(path)
     if path.suffix == ".json":
         raise InputError(f"{path} holds no weights. Point at its folder instead.")
     metadata, shapes = peek(path)
     if metadata.get("format") == FORMAT:
         return [Found("checkpoint", [path], None, path, path.parent, None)]
-    config = _config(path.parent)
+    config = config_of(path.parent)
     kind = kind_of_config(config) if config and class_of(config) else kind_of_keys(shapes)
     if kind is None:
         words = f"Its tensors: {strangers(shapes)}"
         if kind_of_keys(shapes):
-            words = f"The config.json beside it is that of a {class_of(config)}"
+            words = f"The config.json beside it is that of a {shown(class_of(config))}"
         raise InputError(f"{path}: not a part of DiffHarmony. {words}.")
     return [Found(kind, [path], config, path, path.parent.parent, _pipeline_above(path.parent))]
 
@@ -119,12 +126,50 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
     return chosen, unit
 
 
-def _scan(folder: Path, depth: int, pipeline: Path | None, loose: bool = True) -> list[Found]:
-    """All parts in a folder and `depth` levels below. loose: also safetensors files without a config.json."""
-    is_pipeline = (folder / "model_index.json").is_file()
+def sources(path: Path) -> list[Path]:
+    """The files that make up the checkpoint which `path` leads to."""
+    if not os.path.isdir(path):
+        return [path, path.parent / "config.json"]
+    found = find(path)
+    if found[0].kind == "checkpoint":
+        return found[0].files
+    chosen, unit = choose(path, found)
+    files = [unit / "scheduler" / "scheduler_config.json"]
+    for part in chosen.values():
+        folder = part.where if part.where not in part.files else part.where.parent
+        files += [*part.files, folder / "config.json", *folder.glob("*.index*.json")]
+    return sorted(file for file in files if os.path.isfile(file))
+
+
+def config_of(folder: Path) -> dict | None:
+    """The config.json in a folder; None where there is none."""
+    path = folder / "config.json"
+    return read_json(path) if os.path.lexists(path) else None
+
+
+def _scan(
+    folder: Path,
+    depth: int,
+    pipeline: Path | None,
+    loose: bool = True,
+    above: tuple[Path, ...] = (),
+    budget: Iterator[int] | None = None,
+) -> list[Found]:
+    """All parts in a folder and `depth` levels below. loose: also safetensors files without a config.json. above: the
+    folders on the way here, into which no link leads back. budget: how many more folders are looked into."""
+    budget = iter(range(_MOST_FOLDERS)) if budget is None else budget
+    if next(budget, None) is None:
+        raise InputError(
+            f"{folder}: the {_MOST_FOLDERS} folders before it are too many. Point at the checkpoint itself."
+        )
+    here = Path(os.path.realpath(folder))
+    if here in above:
+        return []
+    is_pipeline = os.path.isfile(folder / "model_index.json")
     pipeline = folder if is_pipeline else pipeline
-    config = None if is_pipeline else _config(folder)
-    sets = _weight_sets(folder, one=config is not None)
+    config = None if is_pipeline else config_of(folder)
+    there = entries(folder)
+    sets = _weight_sets(folder, there, one=config is not None)
     if config is not None:
         kind = kind_of_config(config)
         if kind is None and sets and class_of(config) is None:
@@ -138,20 +183,25 @@ def _scan(folder: Path, depth: int, pipeline: Path | None, loose: bool = True) -
             kind = "checkpoint" if metadata.get("format") == FORMAT else kind_of_keys(shapes)
             if kind:
                 found.append(Found(kind, files, None, files[0], folder, pipeline))
-    for child in _folders(folder) if depth else []:
-        found += _scan(child, depth - 1, pipeline, loose)
+    for child in there if depth else []:
+        if os.path.isdir(child):
+            found += _scan(child, depth - 1, pipeline, loose, (*above, here), budget)
     return found
 
 
 def _beside(path: Path) -> dict[str, Found]:
     """Refiner and Harmony-VAE beside a pipeline; none where another UNet there may be the one that they belong to."""
     others = []
-    for sibling in _folders(path.parent):
-        if sibling != path:
-            try:
-                others += _scan(sibling, 1, None, loose=False)
-            except (OSError, ValueError) as error:
-                log.debug("%s is left out: %s", sibling, line(error))
+    try:
+        siblings = [each for each in entries(path.parent) if each != path and os.path.isdir(each)]
+    except InputError as error:
+        log.debug("Nothing is taken from beside %s: %s", path, line(error))
+        siblings = []
+    for sibling in siblings[:_MOST_FOLDERS]:
+        try:
+            others += _scan(sibling, 1, None, loose=False)
+        except InputError as error:
+            log.debug("%s is left out: %s", sibling, line(error))
     rivals = [each for each in others if each.harmonizing and each.channels == 9]
     chosen = {}
     for kind in ("refiner", "harmony_vae"):
@@ -164,24 +214,20 @@ def _beside(path: Path) -> dict[str, Found]:
     return chosen
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-
-
 def _pipeline_above(folder: Path) -> Path | None:
-    return next((each for each in list(folder.parents)[:2] if (each / "model_index.json").is_file()), None)
+    return next((each for each in list(folder.parents)[:2] if os.path.isfile(each / "model_index.json")), None)
 
 
-def _weight_sets(folder: Path, one: bool) -> list[list[Path]]:
+def _weight_sets(folder: Path, there: list[Path], one: bool) -> list[list[Path]]:
     """The weights in a folder, best first, one list of files (several: shards) for each name without its variant.
 
     Weights that are no EMA come last, full precision goes before half, safetensors before pickles. one: the folder is a
     part's, so where several stand there, one must have a standard name.
     """
     best = {}
-    for path in sorted(folder.iterdir()):
+    for path in there:
         match = _WEIGHTS.match(path.name)
-        if match and path.is_file() and not re.search(r"-\d{5}-of-\d{5}", path.name):
+        if match and os.path.isfile(path) and not re.search(r"-\d{5}-of-\d{5}", path.name):
             stem, variant, suffix = match[1], match[2] + (match[4] or ""), match[3]
             group = "" if stem in _STANDARD else stem
             rank = (re.search("non.ema", variant) is not None, "16" in variant, suffix == "bin")
@@ -194,16 +240,14 @@ def _weight_sets(folder: Path, one: bool) -> list[list[Path]]:
 
 
 def _shards(index: Path) -> list[Path]:
-    names = parse_json(index.read_bytes(), index).get("weight_map")
-    files = [index.parent / name for name in sorted(set(names.values()))] if isinstance(names, dict) else []
-    if not files or any(file.parent != index.parent or not file.is_file() for file in files):
+    names = read_json(index).get("weight_map")
+    names = list(names.values()) if isinstance(names, dict) else []
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
+        raise InputError(f"{index}: lists no weight files that lie beside it. Get the whole folder again.")
+    files = [index.parent / name for name in sorted(set(names))]
+    if not all(os.path.isfile(file) for file in files):
         raise InputError(f"{index}: not all files that it lists lie beside it. Get the whole folder again.")
     return files
-
-
-def _config(folder: Path) -> dict | None:
-    path = folder / "config.json"
-    return parse_json(path.read_bytes(), path) if path.is_file() else None
 
 
 def _listed(found: list[Found]) -> str:

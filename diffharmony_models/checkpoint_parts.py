@@ -4,27 +4,19 @@ A part's kind is told by its config's class, its keys and its shapes, never by i
 tensors only; nothing in them is executed.
 """
 
-import json
 import re
-import warnings
-import zipfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from . import checkpoint_configs as configs
+from . import checkpoint_shapes
+from .checkpoint_configs import NAMES, shown
+from .checkpoint_files import tensors
 from .errors import InputError
 
 PARTS = ("unet", "vae", "refiner", "harmony_vae")
-NAMES = {
-    "unet": "UNet",
-    "vae": "VAE",
-    "refiner": "refiner",
-    "harmony_vae": "Harmony-VAE",
-    "text_encoder": "text encoder",
-}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _CLASSES = {
@@ -35,6 +27,7 @@ _CLASSES = {
     "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder",
 }
+_SPARE = ("text_encoder", "text_projection.weight")  # saved with it, of no use here
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -60,7 +53,7 @@ def load(kind: str, files: list[Path], config: dict | None, where: Path) -> Part
         state |= tensors(path)
     actual = kind_of_keys(shapes(state))
     if actual != kind:
-        words = f"they are those of a {NAMES[actual]}" if actual else strangers(state)
+        words = f"they are those of a {NAMES[actual]}" if actual else strangers(shapes(state))
         raise InputError(f"{where}: config.json describes a {NAMES[kind]}, but of its tensors: {words}.")
     state = {_modern(key, kind): tensor for key, tensor in state.items() if not key.endswith("position_ids")}
     if kind != "unet":
@@ -69,15 +62,15 @@ def load(kind: str, files: list[Path], config: dict | None, where: Path) -> Part
                 state[key] = tensor.flatten(1)
     if config is None:
         config = _inferred(kind, facts(kind, shapes(state), where), where)
-    part = Part(config, state)
-    check(kind, part, where)
+    part = checked(kind, Part(config, state), where)
     check_finite(part, where)
     return part
 
 
 def class_of(config: dict) -> str | None:
     """The class that a config.json of diffusers or transformers names."""
-    names = [config.get("_class_name"), *(config.get("architectures") or [])]
+    architectures = config.get("architectures")
+    names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
     return next((name for name in names if isinstance(name, str)), None)
 
 
@@ -108,29 +101,72 @@ def strangers(shapes: dict) -> str:
     return f"those of no part known here ({', '.join(list(shapes)[:3]) or 'none at all'})"
 
 
-def check(kind: str, part: Part, where) -> None:
-    """ValueError unless the part is one that we can use: its channels, its config against its shapes, its dtype."""
-    found = facts(kind, shapes(part.state), where)
+def checked(kind: str, part: Part, where: object = None) -> Part:
+    """The part with a clean config, and known to be whole: the tensors that the config asks for and no others, of its
+    shapes, in floating point. No memory is taken for a network to find that out.
+
+    where: named in the InputError for a part that is not.
+    """
+    name, have = configs.prefix(where, kind), shapes(part.state)
+    found = facts(kind, have, where)
+    config = configs.clean(kind, part.config, where, found)
     if kind == "unet" and found["in_channels"] != 9:
         raise InputError(
-            f"{where}: a 9-channel inpainting UNet is expected (noisy latent 4, mask 1, composite latent 4), this one "
-            f"takes {found['in_channels']} channels. Use Stable Diffusion inpainting weights or DiffHarmony's."
+            f"{name} takes {found['in_channels']} channels; a 9-channel inpainting UNet is expected (noisy latent 4, "
+            "mask 1, composite latent 4). Use Stable Diffusion inpainting weights or DiffHarmony's."
         )
     if kind == "refiner" and found["in_channels"] not in (3, 4, 7):
-        raise InputError(f"{where}: a refiner takes 7, 4 or 3 channels, this one takes {found['in_channels']}.")
+        raise InputError(
+            f"{name} takes {found['in_channels']} channels; expected 7, 4 or 3 channels. Get another refiner."
+        )
     for key, value in found.items():
-        said = part.config.get(key, value)
-        said = list(said) if isinstance(said, tuple) else said
+        said = config[key]
         if isinstance(said, list) and not isinstance(value, list):
-            continue  # one value a level; the build compares all shapes
+            continue  # one value a level; the shapes tell
         if said != value:
             raise InputError(
-                f"{where}: the {NAMES[kind]}'s config says {key} {said}, its weights have {value}. "
+                f"{name}'s config says {key} {said}, its weights have {shown(value)}. "
                 "Use the config.json that belongs to these weights."
             )
+    configs.check_together(kind, config, where)
     for key, tensor in part.state.items():
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
-            raise InputError(f"{where}: {key} is stored as {tensor.dtype}; expected plain fp32, fp16 or bf16 weights.")
+            raise InputError(
+                f"{name}'s {key} is stored as {tensor.dtype}; expected plain fp32, fp16 or bf16 weights. Get those."
+            )
+    want = checkpoint_shapes.expected(kind, config) or shapes(skeleton(kind, config).state_dict())
+    _check_shapes(kind, want, have, where)
+    return Part(config, part.state)
+
+
+def skeleton(kind: str, config: dict) -> torch.nn.Module:
+    """The network that a clean config describes, without memory of its own."""
+    if kind == "unet":
+        from diffusers import UNet2DConditionModel as Network
+    elif kind == "vae":
+        from diffusers import AutoencoderKL as Network
+    elif kind == "refiner":
+        from .refiner import Refiner as Network
+    else:
+        from .harmony_vae import HarmonyVAE as Network
+    with torch.device("meta"):
+        return Network.from_config(config)
+
+
+def _check_shapes(kind: str, want: dict[str, tuple], have: dict[str, tuple], where: object) -> None:
+    wrong = [key for key in want if have.get(key, want[key]) != want[key]]
+    faults = {
+        "missing": [key for key in want if key not in have],
+        "left over": [key for key in have if key not in want and (kind, key) != _SPARE],
+        "of another shape": [f"{key} {list(have[key])} instead of {list(want[key])}" for key in wrong],
+    }
+    words = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
+    if words:
+        before = "" if where is None else f"{where}: "
+        raise InputError(
+            f"{before}The {NAMES[kind]}'s tensors do not fit its config: {'; '.join(words)}. "
+            "Use the config.json that belongs to these weights, or get the weights again."
+        )
 
 
 def check_finite(part: Part, where) -> None:
@@ -153,7 +189,7 @@ def facts(kind: str, shapes: dict[str, tuple], where) -> dict:
 
     def size(key: str, axis: int) -> int:
         if len(shapes.get(key, ())) <= axis:
-            raise InputError(f"{where}: the {NAMES[kind]} is not whole, {key} is missing. Get the weights anew.")
+            raise InputError(f"{configs.prefix(where, kind)} is not whole, {key} is missing. Get the weights again.")
         return shapes[key][axis]
 
     if kind == "text_encoder":
@@ -184,63 +220,6 @@ def facts(kind: str, shapes: dict[str, tuple], where) -> dict:
 
 def shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
-
-
-def peek(path: Path) -> tuple[dict, dict[str, tuple]]:
-    """Metadata and shapes of a weight file."""
-    if path.suffix != ".safetensors":
-        return {}, shapes(tensors(path))
-    with opened(path) as file:
-        return file.metadata() or {}, {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-
-
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a weight file, mapped from it where its format allows. ValueError for what is none."""
-    if path.suffix == ".safetensors":
-        with opened(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of the pickle; the error below says what matters
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(
-            f"{path}: cannot be read as plain tensors: it is damaged, or a pickle that wants to run code (nothing "
-            "of it was executed). Get the .safetensors version, or the file again."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
-        raise InputError(f"{path}: not a file of named tensors. Give a part's weights, as diffusers saves them.")
-    return dict(state)
-
-
-@contextmanager
-def opened(path: Path):
-    """A safetensors file; its tensors are mapped, not copied."""
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged or not a safetensors file ({line(error)}). Get it again.") from error
-
-
-def parse_json(text: bytes | str, where) -> dict:
-    """A JSON object. where: named in the ValueError for anything else."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: damaged, not JSON ({line(error)}). Get it again.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{where}: expected a JSON object, found a {type(content).__name__}. Get it again.")
-    return content
-
-
-def line(error: Exception) -> str:
-    """An error's first line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _modern(key: str, kind: str) -> str:

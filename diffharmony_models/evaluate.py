@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--native-size", action="store_true", help="harmonize at the picture's own size, scale the result down"
     )
-    run.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (%(default)s)")
+    run.add_argument("--steps", metavar="N", type=steps, default=0, help="sampling steps (the checkpoint's own)")
     run.add_argument("--sampler", choices=["euler_ancestral", "euler"], default="euler_ancestral", help="(%(default)s)")
     run.add_argument(
         "--seed", metavar="N", type=seed, default=0, help="with the picture's name, decides its noise (%(default)s)"
@@ -310,7 +310,8 @@ class _Engine:
                 trial, torch.ones(1, 1, 64, 64), resolution=64, steps=1, ending=ending, refine=not args.no_refine
             )
         self.about = (
-            f"checkpoint {weights.name}, resolution {args.resolution or weights.resolution}, {args.steps} steps of {args.sampler}, "
+            f"checkpoint {weights.name}, resolution {args.resolution or weights.resolution}, "
+            f"{args.steps or weights.steps} steps of {args.sampler}, "
             f"seed {args.seed}{', not refined' if args.no_refine else ''}{', harmonized at native size' if args.native_size else ''}"
         )
 

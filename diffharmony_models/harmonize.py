@@ -102,7 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=output_size,
         help="size of the result: its longer side in pixels, proportions kept, or WIDTHxHEIGHT (default: the composite's)",
     )
-    parser.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (default: 5)")
+    parser.add_argument(
+        "--steps", metavar="N", type=steps, default=0, help="sampling steps (default: the checkpoint's own)"
+    )
     parser.add_argument(
         "--seed",
         metavar="N",

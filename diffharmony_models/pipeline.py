@@ -71,7 +71,7 @@ class DiffHarmony:
 
     unet: diffusers UNet2DConditionModel with 9 input channels. vae: AutoencoderKL. refiner: `Refiner`. harmony_vae:
     `HarmonyVAE`. null_text: [tokens, width]. All parts on one device. prediction_type: what the UNet predicts,
-    "epsilon" or "v_prediction". resolution: pixels, the checkpoint's own, taken where a call says 0.
+    of `sampling.PREDICTIONS`. resolution, in pixels, and steps: the checkpoint's own, taken where a call says 0.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class DiffHarmony:
         null_text: torch.Tensor | None = None,
         prediction_type: str = "epsilon",
         resolution: int = 1024,
+        steps: int = checkpoints.STEPS,
         name: str = "checkpoint",
     ):
         if prediction_type not in PREDICTIONS:
@@ -93,7 +94,8 @@ class DiffHarmony:
                 "mask 1, composite 4): DiffHarmony's own, or an SD 1.5 inpainting one to train from."
             )
         self.unet, self.vae, self.refiner, self.harmony_vae = unet, vae, refiner, harmony_vae
-        self.null_text, self.prediction_type, self.resolution, self.name = null_text, prediction_type, resolution, name
+        self.null_text, self.prediction_type, self.name = null_text, prediction_type, name
+        self.resolution, self.steps = resolution, steps
 
     @classmethod
     def from_checkpoint(
@@ -109,8 +111,8 @@ class DiffHarmony:
             part = getattr(checkpoint, kind)
             if part is not None:
                 parts[kind] = getattr(checkpoints, f"build_{kind}")(part).to(device, dtype).requires_grad_(False)
-        settings = {key: getattr(checkpoint, key) for key in ("null_text", "prediction_type", "resolution", "name")}
-        return cls(**parts, **settings)
+        settings = ("null_text", "prediction_type", "resolution", "steps", "name")
+        return cls(**parts, **{key: getattr(checkpoint, key) for key in settings})
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +151,7 @@ class DiffHarmony:
         *,
         resolution: int = 0,
         shape: str = "keep",
-        steps: int = 5,
+        steps: int = 0,
         sampler: str = "euler_ancestral",
         seeds: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
@@ -160,7 +162,7 @@ class DiffHarmony:
         """Stage 1: the scaled latents of the harmonized image, [B, 4, h, w] at the inference size.
 
         composite: [B, 3, H, W] in [0, 1]; mask: [B, 1, H, W] or [1, 1, H, W]. resolution, shape: see
-        `geometry.inference_size`; 0 is the checkpoint's own. At most one of:
+        `geometry.inference_size`; resolution 0 and steps 0 are the checkpoint's own. At most one of:
         seeds: one for each picture (an int: the same for all), each with a generator of its own, so that a picture's
         noise does not depend on its batch (default: 0). generator: drawn from for the whole batch in the published
         order: start noise, posterior, one per step. noise: the numbers themselves.
@@ -170,6 +172,7 @@ class DiffHarmony:
             composite, mask = geometry.match(composite, mask)
             draws = Draws(len(composite), range(len(composite)), seeds, generator, noise)
             size = self._size(composite, resolution, shape)
+            steps = steps or self.steps
             report = _Report(progress, steps + 1)
             out.append(self._sample(composite, mask, size, steps, sampler, draws, harmony_vae, report))
         return out[0]
@@ -221,7 +224,7 @@ class DiffHarmony:
         *,
         resolution: int = 0,
         shape: str = "keep",
-        steps: int = 5,
+        steps: int = 0,
         sampler: str = "euler_ancestral",
         seeds: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
@@ -254,6 +257,7 @@ class DiffHarmony:
         size = self._size(composite, resolution, shape)
         keep = (~geometry.is_empty(mask)).nonzero().flatten().tolist()
         draws = Draws(len(composite), keep, seeds, generator, noise)
+        steps = steps or self.steps
         report = _Report(progress, steps + 3)
         target = geometry.resize(composite.float(), output_size or composite.shape[-2:])
         result = Result(geometry.resize(composite.float(), size).clone(), target.clone())

@@ -129,7 +129,17 @@ class Refiner(nn.Module):
         for key, block in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
             if any(name != block for name in config.get(key, ())):
                 raise InputError(f"Refiner config: {key} is {config[key]}; only {block} is supported.")
-        known = ["in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "norm_eps", "attention_head_dim", "downsample_padding", "sample_size"]
+        known = [
+            "in_channels",
+            "out_channels",
+            "block_out_channels",
+            "layers_per_block",
+            "norm_num_groups",
+            "norm_eps",
+            "attention_head_dim",
+            "downsample_padding",
+            "sample_size",
+        ]
         return cls(**{key: config[key] for key in known if key in config})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

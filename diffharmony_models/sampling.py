@@ -11,7 +11,7 @@ import torch
 from .errors import InputError
 
 SAMPLERS = ("euler_ancestral", "euler")
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass
@@ -92,8 +92,10 @@ def schedule(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def denoised(x: torch.Tensor, output: torch.Tensor, sigma: float, prediction_type: str) -> torch.Tensor:
-    """The clean latent that a network's output stands for. output: the noise ("epsilon"), or v of Salimans & Ho 2022
-    (arXiv 2202.00512), for the input x / sqrt(sigma² + 1)."""
+    """The clean latent that a network's output stands for. output: the noise ("epsilon"), v of Salimans & Ho 2022
+    (arXiv 2202.00512) for the input x / sqrt(sigma² + 1), or the clean latent itself ("sample")."""
+    if prediction_type == "sample":
+        return output
     if prediction_type == "epsilon":
         return x - sigma * output
     return x / (sigma**2 + 1) - output * (sigma / (sigma**2 + 1) ** 0.5)

@@ -50,13 +50,13 @@ class DiffHarmonyConditioning(io.ComfyNode):
         host.check_text(null_text, NODE)
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)
-        inputs.warn_of_inversion(mask, NODE)
         size = inference_size(composite, resolution or host.resolution_of(null_text), shape)
         latent = host.encode(vae, geometry.resize(composite, size)).mean
-        conditioned = host.condition(null_text, latent, small_mask(mask, size))
+        small, lost = small_mask(mask, size)
+        conditioned = host.condition(null_text, latent, small)
         empty = geometry.is_empty(mask)[:, None, None, None].to(latent.device)
         result = {"samples": torch.where(empty, latent, torch.zeros_like(latent))}
         if empty.any():
             # A sampler leaves alone what its noise mask leaves out.
             result["noise_mask"] = (~empty).float().expand(-1, -1, *size)
-        return io.NodeOutput(conditioned, conditioned, result)
+        return io.NodeOutput(conditioned, conditioned, result, ui=host.warn(NODE, inputs.doubts(mask) or lost))

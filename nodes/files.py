@@ -5,20 +5,26 @@ pipeline such as the published base/, or parts side by side). What lies beside a
 it; the inverse model is not shown.
 """
 
-import json
+import logging
 import os
+from collections import deque
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..diffharmony_models import checkpoint, checkpoint_folders
+from ..diffharmony_models.checkpoint_files import entries
 from ..diffharmony_models.checkpoint_parts import kind_of_config
+from ..diffharmony_models.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 BUNDLED = "diffharmony-small (bundled)"
 _DEPTH = 4
+_MOST_ENTRIES = 50_000  # below one models folder: a list that takes longer to make stops the page
 
 
 def names(folders: list[str]) -> list[str]:
     """All there is, the bundled checkpoint first."""
-    found = {name for folder in folders if os.path.isdir(folder) for name in _below(Path(folder), "", _DEPTH)}
+    found = {name for folder in folders if os.path.isdir(folder) for name in _below(Path(folder))}
     return [BUNDLED, *sorted(found, key=str.casefold)]
 
 
@@ -29,14 +35,14 @@ def resolve(name: str, folders: list[str]) -> Path:
     path = PurePosixPath(name.replace("\\", "/"))
     where = " or ".join(folders)
     if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
-        raise ValueError(
+        raise InputError(
             f'"{name}" leaves the folder of DiffHarmony\'s checkpoints. Put the checkpoint into {where} and choose it from the list.'
         )
     there = names(folders)
     for folder in folders if str(path) in there else ():
         if (Path(folder) / path).exists():
             return Path(folder) / path
-    raise ValueError(
+    raise InputError(
         f'There is no checkpoint "{name}". Put its file, or the unpacked zip of the published weights (github.com/nicecv/DiffHarmony), '
         f"into {where}, press R, and choose it. There is: {', '.join(there)}."
     )
@@ -44,43 +50,78 @@ def resolve(name: str, folders: list[str]) -> Path:
 
 def fingerprint(path: Path) -> list:
     """Changes when a file that belongs to the checkpoint does: name, size and time of each."""
-    files = [path]
-    if path.is_dir():
-        parts, unit = checkpoint_folders.choose(path, checkpoint_folders.find(path))
-        files = [file for part in parts.values() for file in (*part.files, part.where / "config.json")]
-        files.append(unit / "scheduler" / "scheduler_config.json")
-    stats = [(str(file), file.stat()) for file in sorted(files) if file.is_file()]
+    files = checkpoint_folders.sources(path)
+    stats = [(str(file), file.stat()) for file in files if os.path.isfile(file)]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
-def _below(folder: Path, prefix: str, depth: int) -> list[str]:
-    """The names in a folder that is no checkpoint itself."""
-    found, single, pipelines = [], [], False
-    for entry in sorted(folder.iterdir()):
-        name = f"{prefix}{entry.name}"
-        if entry.name.startswith("."):
+def _below(root: Path) -> list[str]:
+    """The names in a folder of models, which is no checkpoint itself. What cannot be read there is left out.
+
+    Level by level, so that where there is too much it is the deepest that is not seen. No folder is entered twice, and
+    links are entered last: where there are two ways to one, it has the name of the straight one.
+    """
+    found, left, judged = [], _MOST_ENTRIES, {}
+
+    def listed(folder: Path) -> list[Path]:
+        nonlocal left
+        try:
+            there = entries(folder) if left > 0 and os.path.isdir(folder) else []
+        except InputError as error:
+            logger.warning("Left out of the list of checkpoints: %s", error)
+            there = []
+        left -= len(there) if folder != root else 0
+        return there
+
+    def has_unet(folder: Path) -> bool:
+        real = os.path.realpath(folder)
+        if real not in judged:
+            judged[real] = "unet" in map(_kind, listed(folder))
+        return judged[real]
+
+    waiting, links, entered = deque([(root, "", _DEPTH)]), deque(), set()
+    while waiting or links:
+        folder, prefix, depth = (waiting or links).popleft()
+        real = os.path.realpath(folder)
+        if real in entered:
             continue
-        if entry.is_file() and entry.suffix == ".safetensors":
-            found.append(name)
-        elif entry.is_dir():
-            if (entry / "model_index.json").is_file():
-                if (entry / "unet").is_dir():
+        entered.add(real)
+        single, pipelines = [], False
+        for entry in listed(folder):
+            name = f"{prefix}{entry.name}"
+            if not _is_text(name):
+                continue
+            if os.path.isfile(entry):
+                found += [name] if entry.suffix == ".safetensors" else []
+            elif os.path.isfile(entry / "model_index.json"):
+                if os.path.isdir(entry / "unet"):
                     found.append(name)
                     pipelines = True
-            elif _kind(entry) == "unet" or any(_kind(child) == "unet" for child in entry.iterdir() if child.is_dir()):
-                found.append(name)
-            elif _kind(entry) is not None:
+            elif (kind := _kind(entry)) not in (None, "unet"):
                 single.append(name)
-            elif depth:
-                found += _below(entry, f"{name}/", depth - 1)
-    # A refiner beside a pipeline belongs to it; elsewhere it can be meant for itself.
-    return found if pipelines else found + single
+            elif kind == "unet" or has_unet(entry):
+                found.append(name)
+            elif depth and os.path.isdir(entry):
+                (links if os.path.islink(entry) else waiting).append((entry, f"{name}/", depth - 1))
+        # A refiner beside a pipeline belongs to it; elsewhere it can be meant for itself.
+        found += [] if pipelines else single
+    if left <= 0:
+        logger.warning("%s holds too much to look at all of it; put checkpoints into its upper folders.", root)
+    return found
 
 
 def _kind(folder: Path) -> str | None:
     """The kind of part that a folder's config.json describes."""
     try:
-        content = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+        return kind_of_config(checkpoint_folders.config_of(folder) or {})
+    except InputError:
         return None
-    return kind_of_config(content) if isinstance(content, dict) else None
+
+
+def _is_text(name: str) -> bool:
+    """Whether a page can show the name: not where its bytes are not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,15 +1,11 @@
 """Stage 1: a composite and its mask to the harmonized latent (DiffHarmony, arXiv 2404.06139)."""
 
-import logging
-
 import torch
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
 from ..diffharmony_models.sampling import Draws
 from . import host, inputs
-
-logger = logging.getLogger(__name__)
 
 SHAPES = {"keep proportions": "keep", "square": "square"}
 NODE = "HarmonizeLatent"
@@ -47,10 +43,13 @@ class HarmonizeLatent(io.ComfyNode):
                 seed_input(),
                 io.Int.Input(
                     "steps",
-                    default=5,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=1000,
-                    tooltip="Sampling steps. The method is made for 5; more change little.",
+                    tooltip=(
+                        "Sampling steps. 0: as many as the checkpoint was made for (5 for the published one). "
+                        "More take longer and are seldom better."
+                    ),
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -101,10 +100,8 @@ class HarmonizeLatent(io.ComfyNode):
         host.check_model(model, NODE)
         host.check_vae(vae, NODE)
         host.check_text(null_text, NODE, model)
-        host.warn_of_other_vae(model, vae)
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)
-        inputs.warn_of_inversion(mask, NODE)
         size = inference_size(composite, resolution or host.resolution_of(null_text, model), shape)
         if latent is not None:
             latent = composite_latent(latent, composite)
@@ -120,11 +117,7 @@ class HarmonizeLatent(io.ComfyNode):
         else:
             posterior = None
         if not keep:
-            logger.warning(
-                "The mask is empty: nothing to harmonize, the composite is given back. For a black-and-white mask, Load Image (as Mask) "
-                "must read channel red, not alpha."
-            )
-            return io.NodeOutput({"samples": latent.clone()})
+            return io.NodeOutput({"samples": latent.clone()}, ui=host.warn(NODE, inputs.doubts(mask)))
 
         # The published order: start noise, posterior, one for each step.
         noise = draws("initial", latent.shape[1:])
@@ -132,7 +125,10 @@ class HarmonizeLatent(io.ComfyNode):
         seen = latent[keep]
         if posterior is not None:
             seen = seen + posterior.std[keep] * spread.to(seen)
-        positive = host.condition(null_text, seen, small_mask(mask[keep], size))
+        small, lost = small_mask(mask[keep], size)
+        positive = host.condition(null_text, seen, small)
+        ui = host.warn(NODE, host.doubts_of_vae(model, vae) + (inputs.doubts(mask) or lost))
+        steps = steps or host.steps_of(model)
         samples = host.sample(
             model, positive, noise, draws, [seeds[index] for index in keep], steps, sampler_name, scheduler
         )
@@ -143,7 +139,7 @@ class HarmonizeLatent(io.ComfyNode):
             )
         result = latent.to(samples, copy=True)
         result[keep] = samples
-        return io.NodeOutput({"samples": result})
+        return io.NodeOutput({"samples": result}, ui=ui)
 
 
 def seed_input() -> io.Int.Input:
@@ -202,9 +198,9 @@ def composite_latent(latent: dict, composite: torch.Tensor) -> torch.Tensor:
     return samples.float().expand(composite.shape[0], -1, -1, -1)
 
 
-def small_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """[B, 1, H, W] as the UNet sees it, at 1/8 of `size`."""
+def small_mask(mask: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+    """[B, 1, H, W] as the UNet sees it, at 1/8 of `size`; and what to say of a foreground that is lost on the way."""
     small = geometry.latent_mask(mask, size)
-    if (geometry.is_empty(small) & ~geometry.is_empty(mask)).any():
-        logger.warning("A foreground is too small to be seen at %dx%d; use a higher resolution.", size[1], size[0])
-    return small
+    if not (geometry.is_empty(small) & ~geometry.is_empty(mask)).any():
+        return small, []
+    return small, [f"A foreground is too small to be seen at {size[1]}x{size[0]}; use a higher resolution."]

@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 FOLDER = "diffharmony"
 ATTACHMENT = "diffharmony_resolution"  # on a MODEL and in the null text: the checkpoint's own resolution
 VAE_ATTACHMENT = "diffharmony_vae"  # on a MODEL: the first width of the VAE that it was trained with
+STEPS_ATTACHMENT = "diffharmony_steps"  # on a MODEL: how many sampling steps the checkpoint was made for
 PUBLISHED_RESOLUTION = 1024
+WARNINGS = "diffharmony_warnings"  # in what a node tells the page; web/js/warnings.js reads it
 SD_VAE_WIDTH = 128  # the first width of Stable Diffusion's VAE
 WEIGHT_DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
@@ -133,8 +135,8 @@ class _Network(comfy.model_base.BaseModel):
         return super().extra_conds(**kwargs)
 
 
-def load_unet(part: Part, prediction_type: str, resolution: int, weight_dtype: str):
-    """A UNet part as a MODEL that samples as published and carries the checkpoint's resolution.
+def load_unet(part: Part, prediction_type: str, resolution: int, steps: int, weight_dtype: str):
+    """A UNet part as a MODEL that samples as published and carries the checkpoint's resolution and number of steps.
 
     Raises ValueError for a network that the host does not have, and for tensors that do not fit the config.
     """
@@ -159,6 +161,7 @@ def load_unet(part: Part, prediction_type: str, resolution: int, weight_dtype: s
     kind = _PublishedV if prediction_type == "v_prediction" else _PublishedEpsilon
     patcher.add_object_patch("model_sampling", kind(config))
     patcher.set_attachments(ATTACHMENT, resolution)
+    patcher.set_attachments(STEPS_ATTACHMENT, steps)
     return patcher
 
 
@@ -305,14 +308,16 @@ def check_vae(vae, node: str) -> None:
         )
 
 
-def warn_of_other_vae(model, vae) -> None:
-    """Says so where a MODEL was trained with a VAE of other widths: such latents mean nothing to it."""
+def doubts_of_vae(model, vae) -> list[str]:
+    """What to say where a MODEL was trained with a VAE of other widths: such latents mean nothing to it."""
     trained = model.get_attachment(VAE_ATTACHMENT)
     first = getattr(getattr(vae.first_stage_model, "encoder", None), "conv_in", None)
-    if trained is not None and first is not None and first.out_channels != trained:
-        logger.warning(
-            "This MODEL was trained with a VAE of its own; with another one the colours go wrong. Wire LoadDiffHarmony's VAE."
-        )
+    if trained is None or first is None or first.out_channels == trained:
+        return []
+    return [
+        "This MODEL was trained with a VAE of its own; with another one the colours go wrong. "
+        "Wire LoadDiffHarmony's VAE."
+    ]
 
 
 def check_text(null_text: list, node: str, model=None) -> None:
@@ -334,6 +339,18 @@ def resolution_of(null_text: list, model=None) -> int:
     """The checkpoint's own resolution, where these come from one of ours; else that of the published one."""
     found = model.get_attachment(ATTACHMENT) if model is not None else None
     return found or null_text[0][1].get(ATTACHMENT) or PUBLISHED_RESOLUTION
+
+
+def steps_of(model) -> int:
+    """How many steps the checkpoint was made for, where the MODEL comes from one of ours; else the published number."""
+    return model.get_attachment(STEPS_ATTACHMENT) or checkpoint.STEPS
+
+
+def warn(node: str, warnings: list[str]) -> dict[str, list[str]] | None:
+    """Logs what a node doubts, and gives it as the `ui` of its output; web/js/warnings.js brings that onto the page."""
+    for warning in warnings:
+        logger.warning("%s: %s", node, warning)
+    return {WARNINGS: warnings} if warnings else None
 
 
 # Running.

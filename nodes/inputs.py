@@ -4,20 +4,19 @@ The host's IMAGE is [B, H, W, C] in [0, 1], its MASK [B, H, W] in [0, 1]; the en
 [B, 1, H, W]. Nothing here changes its arguments.
 """
 
-import logging
 import math
 
 import torch
 
 from ..diffharmony_models import geometry
 
-logger = logging.getLogger(__name__)
-
 LATENT_CHANNELS = 4
 OVERSHOOT = 0.5  # by which a scaling filter may leave [0, 1]; what goes beyond is no such picture
 FAINT = (
     1.5 / 255
 )  # less than this in a mask is nothing: newer hosts read an opaque alpha of lossy files one level too low
+SPECK = 16  # pixels; a foreground of fewer is a slip of the brush
+FULL = 0.999  # of the picture: a mask that covers more leaves no background
 NO_MASK = (64, 64)  # (height, width) of the empty mask that LoadImage makes up for a picture without transparency
 
 
@@ -83,19 +82,36 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
     return geometry.match(composite, value)[1]
 
 
-def warn_of_inversion(mask: torch.Tensor, node: str) -> None:
-    """Says so where a mask [B, 1, H, W] holds most of a picture, along its frame too: a foreground hardly ever does, its
-    background nearly always."""
+def doubts(mask: torch.Tensor) -> list[str]:
+    """What is probably wrong with a mask [B, 1, H, W] that can be used as it is: it is empty, a speck, white all over,
+    or inverted. An empty mask beside others that are not is a frame without the foreground, and right."""
+    area = (mask >= 0.5).flatten(1).sum(1)
+    if not area.any():
+        return [
+            "The mask is empty: nothing to harmonize, the composite is given back. For a black-and-white mask, "
+            "Load Image (as Mask) must read channel red, not alpha."
+        ]
+    if area.max() < SPECK:
+        return [
+            f"The foreground in the mask is {int(area.max())} of {mask[0].numel()} pixels: too small to be seen. "
+            "Paint over the whole of what was pasted in."
+        ]
+    # A foreground hardly ever holds most of a picture and its frame too, its background nearly always.
     frame = torch.cat((mask[..., 0, :], mask[..., -1, :], mask[..., :, 0], mask[..., :, -1]), -1)
     share = mask.mean((1, 2, 3))
-    share = share[(frame.mean((1, 2)) >= 0.8) & (share >= 0.5)]
-    if len(share):
-        logger.warning(
-            "%s: the mask covers %.0f %% of the picture and its frame. What it covers is changed; if that is the background, put Invert "
-            "Mask before it. The MASK of Load Image is 1 where a picture is transparent.",
-            node,
-            100 * share.max(),
-        )
+    covered = share[(frame.mean((1, 2)) >= 0.8) & (share >= 0.5)]
+    if not len(covered):
+        return []
+    if covered.max() >= FULL:
+        return [
+            "The mask is white all over: all of the picture is changed, and no background is left whose light it could "
+            "take. White belongs on what was pasted in alone."
+        ]
+    return [
+        f"The mask covers {100 * covered.max():.0f} % of the picture and its frame. What it covers is changed; "
+        "if that is the background, put Invert Mask before it. "
+        "The MASK of Load Image is 1 where a picture is transparent."
+    ]
 
 
 def rendered(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torch.Tensor:

@@ -76,7 +76,7 @@ class LoadDiffHarmony(io.ComfyNode):
         found = checkpoints.read(path, parts=("unet",))
         resolution, model, vae = found.resolution, None, None
         if found.unet:
-            model = host.load_unet(found.unet, found.prediction_type, resolution, weight_dtype)
+            model = host.load_unet(found.unet, found.prediction_type, resolution, found.steps, weight_dtype)
         del found
         found = checkpoints.read(path, parts=("vae",))
         if found.vae:

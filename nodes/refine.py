@@ -69,4 +69,5 @@ class RefineResidual(io.ComfyNode):
         if keep_background:
             result = geometry.paste(result, composite, mask, feather)
         empty = geometry.is_empty(mask)[:, None, None, None]
-        return io.NodeOutput(inputs.to_host(torch.where(empty, composite, result)))
+        result = inputs.to_host(torch.where(empty, composite, result))
+        return io.NodeOutput(result, ui=host.warn(NODE, inputs.doubts(mask)))

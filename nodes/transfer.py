@@ -1,6 +1,5 @@
 """The other ending: the composite's own pixels, at their full size, in the harmonized colours."""
 
-
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
@@ -66,4 +65,4 @@ class TransferToFullResolution(io.ComfyNode):
             if not empty[one].all():
                 settings = {"radius": radius, "feather": feather, "detail": detail}
                 result[one] = engine.transfer(harmonized[one], composite[one], mask[one], **settings)
-        return io.NodeOutput(inputs.to_host(result))
+        return io.NodeOutput(inputs.to_host(result), ui=host.warn(NODE, inputs.doubts(mask)))

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffharmony_models import checkpoint as checkpoints
+from diffharmony_models import checkpoint_configs, checkpoint_shapes
 from diffharmony_models.checkpoint import PARTS, Checkpoint, Part
+from diffharmony_models.errors import InputError
 from diffharmony_models.harmony_vae import HarmonyVAE
 from diffharmony_models.refiner import Refiner
 
@@ -161,6 +164,43 @@ def test_parts_survive(size, tmp_path):
         assert torch.equal(run(kind, again), run(kind, module)), kind
 
 
+def header_of(path: Path) -> tuple[dict, int]:
+    """A safetensors file's header, and where its data begins."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def test_data_lies_where_it_need_not_be_copied(tiny, tmp_path):
+    for dtype in ("fp32", "fp16", None):
+        checkpoints.write(tiny, tmp_path / "tiny.safetensors", dtype)
+        header, begin = header_of(tmp_path / "tiny.safetensors")
+        assert begin % 64 == 0
+        sizes = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items()}
+        copied = sum(sizes[name] for name, entry in header.items() if entry["data_offsets"][0] % 64)
+        assert copied < 0.01 * sum(sizes.values())
+
+
+@pytest.mark.parametrize("more", [0, 8, 24, 56])
+def test_a_result_does_not_depend_on_a_headers_length(more, tiny, tmp_path):
+    """Other programs begin the data anywhere, and kernels sum otherwise there: by 1e-6 on processors with AVX-512."""
+    state = {f"unet.{key}": value for key, value in tiny.unet.state.items()}
+    path = tmp_path / "any.safetensors"
+    metadata = {"format": "diffharmony", "unet": json.dumps(tiny.unet.config), "more": ""}
+    save_file(state, path, metadata)
+    metadata["more"] = "x" * (-header_of(path)[1] % 64 + more)
+    save_file(state, path, metadata)
+    assert header_of(path)[1] % 64 == more
+    loaded = checkpoints.read(path).unet
+    assert all(value.data_ptr() % 64 == 0 for value in loaded.state.values())
+    assert torch.equal(run("unet", BUILD["unet"](loaded)), run("unet", BUILD["unet"](tiny.unet)))
+    for name in (WEIGHTS, "diffusion_pytorch_model.bin"):
+        loaded = checkpoints.read(save(tmp_path / name, tiny.unet, name)).unet
+        assert all(value.data_ptr() % 64 == 0 for value in loaded.state.values())
+
+
 def test_one_file_keeps_everything(tiny, tmp_path):
     path = tmp_path / "tiny.safetensors"
     checkpoints.write(tiny, path)
@@ -174,13 +214,29 @@ def test_one_file_keeps_everything(tiny, tmp_path):
     assert os.listdir(tmp_path) == ["tiny.safetensors"]
 
 
+def test_the_number_of_steps_is_kept(tiny, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    checkpoints.write(replace(tiny, steps=2), path)
+    assert checkpoints.read(path).steps == checkpoints.read(path, parts=("unet",)).steps == 2
+
+
+@pytest.mark.parametrize("steps", ["0", "1001", "-1", "2.5", "", "x", "9" * 400, "²"])
+def test_steps_that_are_no_number(steps, tiny, tmp_path):
+    path = tmp_path / "steps.safetensors"
+    state = {f"vae.{key}": value for key, value in tiny.vae.state.items()}
+    save_file(state, path, {"format": "diffharmony", "vae": json.dumps(tiny.vae.config), "steps": steps})
+    with pytest.raises(InputError, match="1 to 1000"):
+        checkpoints.read(path)
+
+
 def test_unknown_metadata_is_tolerated(tiny, tmp_path):
     path = tmp_path / "future.safetensors"
     state = {f"vae.{key}": value for key, value in tiny.vae.state.items()}
     metadata = {"format": "diffharmony", "vae": json.dumps(tiny.vae.config), "author": "somebody", "later": "{"}
     save_file(state, path, metadata)
     loaded = checkpoints.read(path)
-    assert names(loaded) == {"vae"} and loaded.prediction_type == "epsilon" and loaded.resolution == 1024
+    assert names(loaded) == {"vae"} and loaded.prediction_type == "epsilon"
+    assert (loaded.resolution, loaded.steps) == (1024, 5)  # the published ones
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", torch.float16])
@@ -202,13 +258,141 @@ def test_convert_and_describe(root, tiny, tmp_path):
     loaded = checkpoints.read(tmp_path / "one.safetensors")
     assert names(loaded) == names(made) == {*PARTS, "null_text"}
     assert torch.equal(loaded.null_text, checkpoints.read(root).null_text)
-    again = checkpoints.convert(tmp_path / "one.safetensors", tmp_path / "one.safetensors")  # onto itself
+    again = checkpoints.convert(tmp_path / "one.safetensors", tmp_path / "again.safetensors")
     assert same(again.unet, loaded.unet)
     text = checkpoints.describe(made)
     assert len(text.splitlines()) == 6 and "float16" in text and "32/96" in text and "77 x 16" in text
     count = sum(value.numel() for value in tiny.unet.state.values()) / 1e6
     assert f"{count:.1f} M" in text
     assert "none" in checkpoints.describe(Checkpoint("empty"))
+
+
+def over(root: Path, target: Path, source: Path) -> None:
+    """Converting must be refused, and leave every file as it was."""
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    refused(lambda: checkpoints.convert(source, target), str(target), "over its source")
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_convert_never_writes_over_what_it_reads(root):
+    unet, refiner = root / "base" / "unet" / WEIGHTS, root / "refinement" / WEIGHTS
+    for target in (unet, root / "base" / "unet" / ".." / "vae" / WEIGHTS, root / "inverse" / "vae" / WEIGHTS, refiner):
+        over(root, target, root)
+    over(root, refiner, root / "base")  # beside the pipeline, and taken with it
+    over(root, unet, unet)
+    os.link(unet, root.parent / "hard.safetensors")
+    (root.parent / "link.safetensors").symlink_to(refiner)
+    for name in ("hard.safetensors", "link.safetensors"):
+        over(root, root.parent / name, root)
+    (root / "base" / "vae" / WEIGHTS).rename(root.parent / "elsewhere.safetensors")
+    (root / "base" / "vae" / WEIGHTS).symlink_to(root.parent / "elsewhere.safetensors")
+    over(root, root.parent / "elsewhere.safetensors", root / "base")
+    (root.parent / "other.safetensors").write_bytes(b"as before")
+    assert checkpoints.convert(root, root.parent / "other.safetensors").unet
+    over(root.parent, root.parent / "other.safetensors", root.parent / "other.safetensors")
+
+
+WRITER = """
+import sys, time
+from diffharmony_models import checkpoint
+whole, finite = checkpoint.read(sys.argv[1]), checkpoint.parts_of.is_finite
+def slow(tensor):
+    print("writing", flush=True)
+    sys.stdin.readline()
+    return finite(tensor)
+whole.null_text = whole.vae = whole.refiner = whole.harmony_vae = None
+checked = checkpoint.parts_of.checked
+def ready(*arguments):
+    checkpoint.parts_of.is_finite = slow
+    return checked(*arguments)
+checkpoint.parts_of.checked = ready
+checkpoint.write(whole, sys.argv[2])
+"""
+
+
+def start_writing(source: Path, target: Path) -> subprocess.Popen:
+    """A process that is in the middle of writing a checkpoint, and goes on with each line that it gets."""
+    package = Path(checkpoints.__file__).parent.parent
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", WRITER, source, target], cwd=package, **pipes)
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_a_killed_run_leaves_nothing_for_ever(tiny, tmp_path):
+    source, target = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
+    checkpoints.write(tiny, source)
+    process = start_writing(source, target)
+    process.kill()
+    process.communicate()
+    assert len(list(tmp_path.glob(".out.safetensors.*.part"))) == 1 and not target.exists()
+    (tmp_path / ".other.safetensors.1.part").write_bytes(b"another target's")
+    checkpoints.convert(source, target)
+    assert sorted(os.listdir(tmp_path)) == [".other.safetensors.1.part", "out.safetensors", "tiny.safetensors"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the system keeps open files from being deleted")
+def test_what_another_run_is_writing_is_left_to_it(tiny, tmp_path):
+    source, target = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
+    checkpoints.write(tiny, source)
+    process = start_writing(source, target)
+    checkpoints.write(Checkpoint("mine", vae=tiny.vae), target)
+    assert len(list(tmp_path.glob(".out.safetensors.*.part"))) == 1
+    process.communicate("\n" * 10_000)
+    assert process.returncode == 0
+    assert names(checkpoints.read(target)) == {"unet"} and len(os.listdir(tmp_path)) == 2
+
+
+def test_an_interrupted_run_leaves_nothing(tiny, tmp_path, monkeypatch):
+    checkpoints.write(Checkpoint("before", vae=tiny.vae), tmp_path / "out.safetensors")
+    for kind in (KeyboardInterrupt, SystemExit, MemoryError):
+        count = iter(range(1000))
+
+        def interrupted(tensor, kind=kind, count=count):
+            if next(count) == 20:
+                raise kind
+            return True
+
+        with monkeypatch.context() as patch, pytest.raises(kind):
+            patch.setattr(checkpoints.parts_of, "is_finite", interrupted)
+            checkpoints.write(tiny, tmp_path / "out.safetensors")
+        assert os.listdir(tmp_path) == ["out.safetensors"]
+        assert names(checkpoints.read(tmp_path / "out.safetensors")) == {"vae"}
+
+
+def test_shapes_are_those_of_the_networks():
+    """What a config asks for is told without building it: here it is compared with what is built."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    three = {"block_out_channels": (32, 64, 96), "attention_head_dim": 4, "cross_attention_dim": 24}
+    mixed = {
+        "layers_per_block": [1, 2, 3],
+        "transformer_layers_per_block": [1, 2, 3],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"],
+    }
+    one = {"block_out_channels": (32,), "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    four = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with torch.device("meta"):
+        built = [
+            ("unet", UNet2DConditionModel(in_channels=9, cross_attention_dim=768)),
+            (
+                "unet",
+                UNet2DConditionModel(in_channels=9, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True),
+            ),
+            ("unet", UNet2DConditionModel(in_channels=9, **three, **mixed)),
+            ("unet", UNet2DConditionModel(in_channels=9, **one)),
+            ("vae", AutoencoderKL(block_out_channels=(32, 64, 64, 96), layers_per_block=2, **four)),
+            ("vae", AutoencoderKL(block_out_channels=(32, 64, 64, 96), mid_block_add_attention=False, **four)),
+            ("text_encoder", CLIPTextModel(CLIPTextConfig(num_hidden_layers=3, num_attention_heads=8))),
+        ]
+    for kind, network in built:
+        settings = network.config.to_json_string() if kind == "text_encoder" else network.to_json_string()
+        config = checkpoint_configs.clean(kind, json.loads(settings))
+        checkpoint_configs.check_together(kind, config)
+        state = {key.removeprefix("text_model."): tuple(value.shape) for key, value in network.state_dict().items()}
+        assert checkpoint_shapes.expected(kind, config) == state
 
 
 def test_building_costs_no_memory_and_no_random_numbers(tiny):
@@ -408,10 +592,14 @@ def test_shards(index, tiny, tmp_path):
         save_file({key: tiny.vae.state[key] for key in keys if weight_map[key] == name}, folder / name)
     (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert same(checkpoints.read(folder).vae, tiny.vae)
+    for elsewhere in (f"../vae/{SHARD}", str(folder / SHARD), f"./{SHARD}"):  # all of them there
+        assert (folder / elsewhere).is_file()
+        content = {"weight_map": weight_map | {keys[0]: elsewhere}}
+        (folder / index).write_text(json.dumps(content))
+        refused(lambda: checkpoints.read(folder), index, "no weight files that lie beside it")
+    (folder / index).write_text(json.dumps({"weight_map": weight_map}))
     (folder / SHARD).unlink()
     refused(lambda: checkpoints.read(folder), index, "not all files")
-    (folder / index).write_text(json.dumps({"weight_map": {"a": f"../vae/{SHARD}"}}))
-    refused(lambda: checkpoints.read(folder), index)
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
@@ -457,7 +645,7 @@ def test_pickle_that_wants_to_run_code(zipped, root, tmp_path, recwarn):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
     for where in (root, root / "base", path.parent, path):
-        refused(lambda: checkpoints.read(where), str(path), "run code", "nothing of it was executed")
+        refused(lambda where=where: checkpoints.read(where), str(path), "run code", "nothing of it was executed")
     assert not marker.exists() and not recwarn.list
     pickle.loads(pickle.dumps(Payload(marker)))
     assert marker.exists()  # it would have
@@ -661,7 +849,7 @@ def test_no_room_on_the_disk(tiny, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="out.safetensors"):
+        with pytest.raises(OSError, match=r"out\.safetensors"):
             checkpoints.write(tiny, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -196,9 +196,33 @@ def test_bad_input(index, tmp_path, capsys):
     ):
         assert main(["make-composites", str(out), *arguments]) == 2
         assert words in capsys.readouterr().err
-    (index.parent / "broken.jsonl").write_text('{"image": "a.png"}\n{"mask": 1}\n')
-    with pytest.raises(ValueError, match="line 2"):
-        sources.read_index(index.parent / "broken.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"mask": 1}',
+        '{"image": ""}',
+        '{"image": 5}',
+        '{"image": "a.png", "mask": 5}',
+        '{"image": "a.png", "label": {}}',
+        '{"image": "a.png", "group": ["a"]}',
+        '["a.png"]',
+        "a.png",
+        "[" * 100_000,
+        "\xff",
+    ],
+)
+def test_a_bad_line_of_an_index_is_named(tmp_path, capsys, line):
+    path = tmp_path / "broken.jsonl"
+    path.write_bytes(b'{"image": "a.png"}\n' + line.encode("latin-1"))
+    for arguments in (
+        ["make-composites", str(tmp_path / "out"), "--index", str(path)],
+        ["train-autoencoder", str(path), "--output", str(tmp_path / "run")],
+    ):
+        assert main(arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and ("broken.jsonl, line 2" in lines[0] or "UTF-8" in lines[0]) and len(lines[0]) < 400
 
 
 ODD = {
@@ -364,7 +388,7 @@ BAD_LINES = {
 
 @pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
 def test_bad_lines_of_an_index(tmp_path, capsys, line):
-    (tmp_path / "index.jsonl").write_bytes(b'{"image": "a.png", "mask": null, "group": 7}\n' + line)
+    (tmp_path / "index.jsonl").write_bytes(b'{"image": "a.png", "mask": null, "group": "7"}\n' + line)
     assert main(["make-composites", str(tmp_path / "out"), "--index", str(tmp_path / "index.jsonl")]) == 2
     text = capsys.readouterr().err
     assert text.count("\n") == 1 and text.startswith(f"error: {tmp_path / 'index.jsonl'}") and len(text) < 500

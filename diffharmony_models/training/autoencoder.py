@@ -1,6 +1,7 @@
 """`train-autoencoder`: a small f8 VAE from nothing, fine-tuning of a given one, or the Harmony-VAE from a VAE."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..numbers import real, whole
 from . import data, loop, sheets
 
 SCALING_FACTOR = 0.18215
+# Added under the root of a sample's mean squared error, so that a perfect sample's slope stays finite.
+ROOT_FLOOR = 1e-5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "photos",
         type=Path,
         nargs="*",
-        help="what make-composites wrote (its test photos are left out, here and of the other sources), folders of photos, index "
-        "files (.jsonl); not with --harmony",
+        help="what make-composites wrote (its test photos are left out, also of the other sources), folders of photos, "
+        "index files (.jsonl); not with --harmony",
     )
     parser.add_argument(
         "--harmony",
@@ -57,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=whole(16, 8192, multiple_of=8),
+        type=whole(16, 2048, multiple_of=8),
         default=128,
         help="side of the crops, a multiple of 8 (default %(default)s)",
     )
@@ -80,6 +83,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it"
         )
+    if args.harmony and args.photos:
+        raise InputError("Photos are not used with --harmony, which learns from its data set; leave out one of the two")
     if args.harmony:
         return _run_harmony(args)
     if not args.photos:
@@ -90,14 +95,17 @@ def run(args: argparse.Namespace) -> None:
     vae = _start(args)
     photos = data.Photos(paths, args.size)
 
-    def loss(model, batch, generator):
-        target = batch["image"] * 2 - 1
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        target = (batch["image"] * 2 - 1).contiguous(memory_format=torch.channels_last)
         decoded, mean, log_variance = model(target, generator=generator)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
-        l1 = (decoded - target).abs().mean()
-        value = l1 + args.color_weight * color_loss(decoded, target) + args.kl_weight * kl
-        psnr = -10 * torch.log10((decoded - target).div(2).square().mean())
-        return value, {"l1": l1, "kl": kl, "psnr": psnr}
+        error = (decoded.float() - target).square().mean(dim=(1, 2, 3))
+        value = (
+            (error + ROOT_FLOOR).sqrt().mean() + args.color_weight * color_loss(decoded, target) + args.kl_weight * kl
+        )
+        return value, {"kl": kl, "psnr": -10 * torch.log10(error / 4).mean()}
 
     fixed = torch.stack(
         [
@@ -118,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
         part = checkpoint.Part(config=dict(model.vae.config), state=model.vae.state_dict())
         checkpoint.write(checkpoint.Checkpoint(name="vae", vae=part), args.output / "vae.safetensors")
 
+    vae.to(memory_format=torch.channels_last)
     loop.train(args, Autoencoder(vae), photos, loss, export=export, sample=sample)
 
 
@@ -164,8 +173,8 @@ def _start(args):
     return vae
 
 
-# Channels that carry red, green, blue through a new VAE, and constants ±ANCHOR in the same normalisation groups: they dominate a group's
-# variance, so that a normalisation hardly touches the colours beside them.
+# Channels that carry red, green, blue through a new VAE, and constants ±ANCHOR in the same normalisation groups: they
+# dominate a group's variance, so that a normalisation hardly touches the colours beside them.
 COLORS, HIGH, LOW, ANCHOR = (0, 1, 4), (2, 5), (3, 6), 4.0
 LIFT = 2.0  # added before a SiLU: there it is all but linear, with slope
 SLOPE = 1.09
@@ -175,8 +184,9 @@ SLOPE = 1.09
 def block_means(vae) -> None:
     """Starts a new VAE, in place, as the codec that keeps each 8×8 block's mean colour in its first three latents.
 
-    From random weights a small VAE spends thousands of steps on brightness alone before it finds colour, which is what harmonization
-    is about. Every residual branch begins at zero, the colours pass along the skip paths, and all the other channels are random as usual.
+    From random weights a small VAE spends thousands of steps on brightness alone before it finds colour, which is what
+    harmonization is about. Every residual branch begins at zero, the colours pass along the skip paths, and all the
+    other channels are random as usual.
     """
     carried = [*COLORS, *HIGH, *LOW]
 
@@ -237,8 +247,9 @@ def block_means(vae) -> None:
 
 
 @torch.no_grad()
-def normalize_latents(vae, images) -> None:
-    """Folds a scale and a shift per channel into `quant_conv` and `post_quant_conv`, so that latents × scaling factor have mean 0 and deviation 1.
+def normalize_latents(vae: torch.nn.Module, images: Iterable[torch.Tensor]) -> None:
+    """Folds a scale and a shift per channel into `quant_conv` and `post_quant_conv`, so that latents × scaling factor
+    have mean 0 and deviation 1.
 
     The decoded picture does not change: with z' = a (z + b), post_quant_conv is given the inverse.
 
@@ -282,7 +293,9 @@ def _run_harmony(args) -> None:
         vae = HarmonyVAE.from_vae(_start(args)).train()
     pairs = data.Pairs(args.harmony, args.list, args.size)
 
-    def loss(model, batch, generator):
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         target = batch["real"] * 2 - 1
         l1 = (model(target, batch["composite"] * 2 - 1, batch["mask"]) - target).abs().mean()
         return l1, {"l1": l1}
@@ -310,7 +323,8 @@ def _run_harmony(args) -> None:
 
 
 class Conditioned(torch.nn.Module):
-    """The Harmony-VAE in one forward pass: the real picture's latent (its mode), decoded beside the composite. Images in [-1, 1].
+    """The Harmony-VAE in one forward pass: the real picture's latent (its mode), decoded beside the composite. Images
+    in [-1, 1].
 
     The encoder of the real picture is frozen, so that the latents stay those that stage 1 was trained on.
     """

@@ -1,6 +1,6 @@
 """The data: photos for the autoencoder, pairs in the shape of iHarmony4 for the two stages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .. import images, iharmony
+from .. import iharmony, images
 from ..errors import InputError
-from . import looks, sources
+from ..synthesis import composites
+from . import sources
+
+MARGIN = 1.25  # pictures are kept in memory at so many times the training size, so that crops stay sharp
 
 
 def load(dataset: Dataset, workers: int, **options) -> Iterator[dict[str, torch.Tensor]]:
@@ -48,8 +51,8 @@ def _collate(samples: list) -> dict[str, torch.Tensor] | InputError:
 def training_photos(given: list[Path]) -> list[Path]:
     """The photos to train on: those of folders, index files (`.jsonl`) and data sets as `make-composites` writes them.
 
-    Of a data set, the real pictures of its IHD_train.txt, never one of IHD_test.txt. Where one was written by `make-composites`, what
-    fell on its test side is left out of the other sources, too.
+    Of a data set, the real pictures of its IHD_train.txt, never one of IHD_test.txt. Where one was written by
+    `make-composites`, what fell on its test side is left out of the other sources, too.
 
     Raises:
         InputError: nothing there, lines that are no index, or a data set that is not finished.
@@ -90,7 +93,9 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 def random_box(
     width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio=(3 / 4, 4 / 3)
 ) -> tuple[int, int, int, int]:
-    """Box (left, top, right, bottom) of a random resized crop: a share of the area in `scale`, an aspect in `ratio` (log-uniform)."""
+    """Box (left, top, right, bottom) of a random resized crop: a share of the area in `scale`, an aspect in `ratio`
+    (log-uniform).
+    """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         aspect = float(np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]))))
@@ -104,7 +109,9 @@ def random_box(
 
 
 def check_proportions(path: Path, size: tuple[int, int], other: Path, other_size: tuple[int, int]) -> None:
-    """InputError where two pictures (sizes: width, height) are not of the same proportions, up to two pixels of rounding."""
+    """InputError where two pictures (sizes: width, height) are not of the same proportions, up to two pixels of
+    rounding.
+    """
     (width, height), (other_width, other_height) = size, other_size
     if abs(width * other_height - height * other_width) > 2 * max(*size, *other_size):
         raise InputError(
@@ -113,9 +120,11 @@ def check_proportions(path: Path, size: tuple[int, int], other: Path, other_size
 
 
 class Photos:
-    """Random crops of photos for the autoencoder: {"image": [3, size, size] in [0, 1]}, flipped, with a global change of colour now and then.
+    """Random crops of photos for the autoencoder: {"image": [3, size, size] in [0, 1]}, flipped, with a global change
+    of colour now and then.
 
-    The colours of the harmonizer's composites are often unusual; an autoencoder that never saw such colours would pull them back.
+    The colours of the harmonizer's composites are often unusual; an autoencoder that never saw such colours would pull
+    them back.
     """
 
     def __init__(self, paths: list[Path], size: int, color_jitter: float = 0.5):
@@ -126,9 +135,8 @@ class Photos:
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         image = images.open_picture(self.paths[index])
-        scale = self.size / min(image.size) * rng.uniform(1, 2)
-        if scale < 1:
-            scale = rng.uniform(scale, 1)
+        # Near the size that stage 1 sees: a short side of 256.
+        scale = max(self.size / min(image.size), rng.uniform(0.5, 1.2) * 256 / min(image.size))
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         left, top = int(rng.integers(0, width - self.size + 1)), int(rng.integers(0, height - self.size + 1))
         box = (
@@ -152,8 +160,10 @@ class Photos:
 class Pairs:
     """Composite, real picture and mask of an iHarmony4-shaped data set, augmented as in the paper.
 
-        Random resized crop (scale 0.5 to 1, ratio 3/4 to 4/3; drawn again, 5 times at most, while the mask covers less than 1 %) and
-    horizontal flip. A `limit` takes that many pairs, evenly spread over the list. Gives {"composite", "real": [3, size, size] in [0, 1], "mask": [1, size, size] in {0, 1}}.
+        Random resized crop (scale 0.5 to 1, ratio 3/4 to 4/3; drawn again, 5 times at most, while the mask covers less
+        than 1 %) and
+    horizontal flip. A `limit` takes that many pairs, evenly spread over the list. Gives {"composite", "real": [3, size,
+    size] in [0, 1], "mask": [1, size, size] in {0, 1}}.
     """
 
     def __init__(self, root: Path, list_file: Path, size: int, augment: bool = True, limit: int = 0):
@@ -191,36 +201,70 @@ class Pairs:
         return sample
 
 
-class Recolored(Pairs):
-    """The same pairs, but each composite is made anew from its real picture: another change of look every time it is drawn.
+class Foregrounds:
+    """The real pictures of an iHarmony4-shaped data set with their masks, each pair once, for composites that are made
+    anew for every sample.
 
-    A listed composite shows one change of one foreground; a network that sees it again learns it by heart. Here no two draws are alike.
-    The colours may be lent by any other pair's foreground, and half of the time the whole picture is changed a little first,
-    so that neither can the real picture's own colours be learned by heart. Composites are made as `looks.change_look` says.
+    Gives {"photo": [3, size, size] in [0, 1], "mask": [1, size, size] in {0, 1}, "mean": [3], "covariance": [3, 3]},
+    the last two of the colours of another picture's foreground. Random crops and flips as `Pairs`. Pictures are kept in
+    memory, somewhat larger than `size`.
+
+    Args:
+        held_out: subsets that are left out.
     """
 
-    def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        real, mask = self._read(index, rng, self.size)
-        if rng.random() < 0.5:
-            real = looks.apply(real.reshape(-1, 3), looks.draw_retouch(rng, 0.35)).reshape(real.shape)
-        reference = self._read(int(rng.integers(len(self))), rng, min(self.size, 64))
-        composite, _ = looks.change_look(real, mask, rng, reference) if mask.any() else (real, None)
-        return {"composite": _tensor(composite), "real": _tensor(real), "mask": torch.from_numpy(mask)[None].float()}
+    def __init__(self, root: Path, list_file: Path, size: int, held_out: Sequence[str] = ()):
+        kept = int(size * MARGIN)
+        unknown = set(held_out)
+        self.size, self.pictures, self.masks, seen, subsets = size, [], [], set(), []
+        for triple in iharmony.pairs(root, list_file):
+            unknown.discard(triple.subset)
+            if triple.mask in seen or triple.subset in held_out:
+                continue
+            seen.add(triple.mask)
+            real, mask = images.open_picture(triple.real, kept), images.open_mask(triple.mask)
+            check_proportions(triple.mask, mask.size, triple.real, real.size)
+            mask = mask.resize((kept, kept), Image.Resampling.BILINEAR)
+            if not mask.getbbox():
+                continue
+            self.pictures.append(real.resize((kept, kept), Image.Resampling.BILINEAR))
+            self.masks.append(mask)
+            subsets.append(triple.subset)
+        if unknown:
+            raise InputError(
+                f"No subset {', '.join(sorted(unknown))} in {root / list_file}; check what is to be held out."
+            )
+        if not seen:
+            raise InputError(f"{root / list_file} names no picture that is not held out.")
+        # A large source must not rule: sources count by the root of their size.
+        weights = np.array([subsets.count(name) ** -0.5 for name in subsets])
+        self.cumulative = np.cumsum(weights / weights.sum())
+        found = [
+            composites.statistics(*(to_tensor(picture.resize((48, 48)))[None] for picture in pair))
+            for pair in zip(self.pictures, self.masks, strict=True)
+        ]
+        self.means, self.covariances = (torch.cat(values) for values in zip(*found, strict=True))
 
-    def _read(self, index: int, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Real picture [size, size, 3] float32 in [0, 1] and mask [size, size] bool, cropped and flipped as `Pairs` does."""
-        triple = self.triples[index]
-        real, mask = images.open_picture(triple.real, size * 2), images.open_mask(triple.mask)
-        check_proportions(triple.mask, mask.size, triple.real, real.size)
-        box = _crop(mask, size, rng) if self.augment else (0, 0, *mask.size)
-        scaled = tuple(
-            side * real_side / mask_side for side, real_side, mask_side in zip(box, real.size * 2, mask.size * 2)
-        )
-        pixels = np.asarray(real.resize((size, size), Image.Resampling.BILINEAR, box=scaled), np.float32) / 255
-        inside = np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR, box=box)) >= 128
-        if self.augment and rng.random() < 0.5:
-            pixels, inside = pixels[:, ::-1], inside[:, ::-1]
-        return np.ascontiguousarray(pixels), np.ascontiguousarray(inside)
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        index = min(int(np.searchsorted(self.cumulative, rng.random())), len(self) - 1)
+        picture, mask = self.pictures[index], self.masks[index]
+        for _ in range(5):
+            box = random_box(*picture.size, rng, (0.4, 1.0))
+            share = np.asarray(mask.resize((32, 32), Image.Resampling.BOX, box=box)).mean() / 255
+            if 0.01 < share < 0.8:
+                break
+        else:
+            box = (0, 0, *picture.size)
+        size = (self.size, self.size)
+        photo = to_tensor(picture.resize(size, Image.Resampling.BILINEAR, box=box))
+        inside = (to_tensor(mask.resize(size, Image.Resampling.BILINEAR, box=box)) >= 0.5).float()
+        if rng.random() < 0.5:
+            photo, inside = photo.flip(-1), inside.flip(-1)
+        other = int(rng.integers(len(self)))
+        return {"photo": photo, "mask": inside, "mean": self.means[other], "covariance": self.covariances[other]}
 
 
 def _crop(mask: Image.Image, size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -230,7 +274,3 @@ def _crop(mask: Image.Image, size: int, rng: np.random.Generator) -> tuple[int, 
         if np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR, box=box)).mean() >= 0.01 * 255:
             break
     return box
-
-
-def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -26,9 +26,15 @@ FLAGS = (
 _URL = re.compile(r"https?://[^\s'\")]+")
 _READY = "() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.api.clientId"
 
-# Queues the open workflow as the Run button does. The page hears of a prompt by events alone, so it listens before.
+# Queues the open workflow as the Run button does. The page hears of a prompt by events alone, so it listens before. Whether
+# the host took it is read off the host's answer: what app.queuePrompt returns means different things in different front ends.
 _QUEUE = """async (patience) => {
     const api = app.api, outputs = {}
+    let answer
+    api.queuePrompt = async (...args) => {
+        delete api.queuePrompt
+        return (answer = await api.queuePrompt(...args))
+    }
     const ended = new Promise((resolve) => {
         api.addEventListener("executed", ({ detail }) => { outputs[detail.display_node ?? detail.node] = detail.output })
         api.addEventListener("execution_success", () => resolve({ outputs }))
@@ -36,15 +42,17 @@ _QUEUE = """async (patience) => {
         api.addEventListener("execution_interrupted", () => resolve({ refused: "it was interrupted" }))
         setTimeout(() => resolve({ refused: "it did not end in time" }), patience)
     })
-    return await app.queuePrompt(0) ? await ended : { refused: "the page could not queue it" }
+    await app.queuePrompt(0)
+    return answer?.prompt_id ? await ended : { refused: "the page could not queue it" }
 }"""
 
-# Sets widgets of the one node of a class (and title), as if they had been typed in.
+# Sets widgets of the one node of a class (and title), as if they had been typed in. Front end 1.37 names a subgraph's widget
+# by the node inside too: "2: seed".
 _CHANGE = """([type, title, values]) => {
     const found = app.graph.nodes.filter((node) => node.type == type && (title == null || node.title.includes(title)))
     if (found.length != 1) throw Error(`${found.length} nodes ${type} ${title ?? ""}`)
     for (const [name, value] of Object.entries(values)) {
-        const widget = found[0].widgets.find((each) => each.name == name)
+        const widget = found[0].widgets.find((each) => each.name.replace(/^\\d+: /, "") == name)
         if (!widget) throw Error(`${type} has no widget ${name}`)
         widget.value = value
         widget.callback?.(value)
@@ -98,6 +106,11 @@ class Tab:
         """The words of all dialogs and error messages that the page shows."""
         return self.page.locator(_VISIBLE).all_inner_texts()
 
+    def messages(self) -> list[str]:
+        """The words of the messages that stand in the page's corner, once they have come in or gone out."""
+        self.page.wait_for_timeout(1000)
+        return self.page.locator(".p-toast-message:visible").all_inner_texts()
+
     def unknown(self) -> list[str]:
         """Classes of nodes in the graph that the page does not know."""
         return self.page.evaluate(
@@ -111,6 +124,17 @@ class Tab:
     def change(self, type: str, title: str | None = None, **values) -> None:
         """Sets widgets of the one node of a class (and with these words in its title)."""
         self.page.evaluate(_CHANGE, [type, title, values])
+
+    def search(self, name: str) -> None:
+        """Opens the search for nodes and types a name into it."""
+        for _ in range(30):
+            self.page.mouse.dblclick(700, 600)  # a page that is still busy with its start does not answer
+            self.page.wait_for_timeout(2000)
+            if self.page.evaluate("document.activeElement.matches('input')"):
+                break
+        else:
+            raise AssertionError("the search for nodes did not open")
+        self.page.keyboard.type(name)
 
     def queue(self) -> dict:
         """Runs the workflow; gives what its output nodes told the page, by node id. Failed where it did not end well."""

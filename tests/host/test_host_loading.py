@@ -13,12 +13,28 @@ NODES = {
         ["MODEL", "VAE", "CONDITIONING", "DIFFHARMONY_REFINER"],
     ),
     "HarmonizeLatent": (
-        ["model", "vae", "null_text", "composite", "mask", "seed", "steps", "sampler_name", "scheduler", "resolution", "shape"],
+        [
+            "model",
+            "vae",
+            "null_text",
+            "composite",
+            "mask",
+            "seed",
+            "steps",
+            "sampler_name",
+            "scheduler",
+            "resolution",
+            "shape",
+        ],
         ["latent", "fixed_noise"],
         ["LATENT"],
     ),
     "VAEDecodeHigherRes": (["samples", "vae", "method"], ["composite"], ["IMAGE"]),
-    "RefineResidual": (["refiner", "harmonized", "composite", "mask", "strength", "keep_background", "feather"], [], ["IMAGE"]),
+    "RefineResidual": (
+        ["refiner", "harmonized", "composite", "mask", "strength", "keep_background", "feather"],
+        [],
+        ["IMAGE"],
+    ),
     "TransferToFullResolution": (["harmonized", "composite", "mask", "radius", "detail", "feather"], [], ["IMAGE"]),
     "DiffHarmonyConditioning": (
         ["vae", "null_text", "composite", "mask", "resolution", "shape"],
@@ -27,7 +43,7 @@ NODES = {
     ),
 }
 DEFAULTS = {
-    ("HarmonizeLatent", "steps"): 5,
+    ("HarmonizeLatent", "steps"): 0,
     ("HarmonizeLatent", "sampler_name"): "euler_ancestral",
     ("HarmonizeLatent", "scheduler"): "normal",
     ("HarmonizeLatent", "resolution"): 0,

@@ -6,8 +6,9 @@ import pictures
 import pytest
 import torch
 import weights
-from graphs import BUNDLED, LATENT, SEED, condition, harmonize, hosts_noise, ksampler, wires
+from graphs import BUNDLED, LATENT, SEED, condition, engine, harmonize, hosts_noise, ksampler, wires
 from harness import RUN, Interrupted
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffharmony_models import checkpoint as checkpoints
@@ -40,6 +41,24 @@ def test_a_frame_with_an_empty_mask_goes_through_ksampler_unharmed(host, bundled
     found, given = host.fetch(graph, ksampler(graph, shared["model"], conditioned), conditioned[2])
     assert (found[0] - given[0]).abs().max() <= LATENT
     assert (found[1] - given[1]).abs().max() > 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_steps_0_are_the_checkpoints_own(host, steps, tmp_path):
+    """Of a file that says how many, and of one that does not, as none did before."""
+    content = weights.whole()
+    content.steps = steps
+    checkpoints.write(content, tmp_path / "steps.safetensors")
+    path = host.models / "diffharmony" / f"steps {steps}.safetensors"
+    with safe_open(tmp_path / "steps.safetensors", "pt") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key != "steps" or steps != 5}
+        save_file({key: file.get_tensor(key) for key in file.keys()}, path, metadata)
+    composite, mask = pictures.composites()
+    graph, shared = wires(host, path.name, composite, mask)
+    own, typed, other = host.fetch(graph, *(harmonize(graph, shared, 64, steps=each) for each in (0, steps, 3)))
+    assert torch.equal(own, typed) and not torch.equal(own, other)
+    expected = engine(path).harmonize_latents(composite, mask, resolution=64, seeds=SEED)
+    assert (own - expected / content.vae.config["scaling_factor"]).abs().max() <= LATENT
 
 
 def lora(path, unet: dict) -> None:

