@@ -32,6 +32,7 @@ except ImportError:  # Windows, where an open file cannot be deleted anyway
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+_ALL = (*PARTS, "null_text")
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 STEPS = 5  # of the published sampling, and of every checkpoint that does not say otherwise
 
@@ -54,7 +55,7 @@ class Checkpoint:
     steps: int = STEPS
 
 
-def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Checkpoint:
+def read(path: str | Path, parts: tuple[str, ...] = _ALL) -> Checkpoint:
     """Reads a folder in the published layout, at any level, or one file (one-file checkpoint or one part's weights).
 
     parts: what to read of `PARTS` and "null_text"; the rest stays None. The null text of a folder is computed from its
@@ -62,10 +63,18 @@ def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Ch
     Raises ValueError for files that are damaged, unsafe, of other widths than their config says, not finite, for
     UNets without 9 input channels, and where it is not clear which part is meant.
     """
+    checkpoint = _read(path, parts)
+    for kind in PARTS:
+        part = getattr(checkpoint, kind)
+        setattr(checkpoint, kind, part and parts_of.settled(part))
+    return checkpoint
+
+
+def _read(path: str | Path, parts: tuple[str, ...]) -> Checkpoint:
     path = Path(os.path.abspath(path))
-    unknown = set(parts) - {*PARTS, "null_text"}
+    unknown = set(parts) - set(_ALL)
     if unknown:
-        raise InputError(f"Unknown parts {sorted(unknown)}; expected some of {', '.join(PARTS)}, null_text.")
+        raise InputError(f"Unknown parts {sorted(unknown)}; expected some of {', '.join(_ALL)}.")
     found = folders.find(path)
     if found[0].kind == "checkpoint":
         return _read_one_file(found[0].where, parts)
@@ -79,7 +88,7 @@ def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Ch
             setattr(checkpoint, kind, _load(chosen[kind]))
     if "text_encoder" in chosen and "null_text" in parts:
         encoder = chosen["text_encoder"]
-        checkpoint.null_text = _null_text(_load(encoder))
+        checkpoint.null_text = _null_text(parts_of.settled(_load(encoder)))
     _check_null_text(checkpoint, path)
     return checkpoint
 
@@ -141,7 +150,7 @@ def convert(source: str | Path, target: str | Path, dtype: torch.dtype | str | N
         inside = Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source))
         if inside or any(os.path.samefile(target, file) for file in folders.sources(Path(os.path.abspath(source)))):
             raise InputError(f"{target} would be written over its source. Give another name.")
-    write(read(source), target, dtype)
+    write(_read(source, _ALL), target, dtype)
     return read(target)
 
 
@@ -290,16 +299,16 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
                 there, lacking = ("tensors", "config") if kind in keys else ("config", "tensors")
                 raise InputError(f"{path}: the {NAMES[kind]} has {there} but no {lacking}. Get or convert it anew.")
             if kind in keys and kind in parts:
-                state = {key.partition(".")[2]: files.tensor(file, key) for key in keys[kind]}
+                state = {key.partition(".")[2]: file.get_tensor(key) for key in keys[kind]}
                 config = files.parse_json(metadata[kind], f"{path}, metadata {kind}")
                 part = parts_of.checked(kind, Part(config, state), path)
                 parts_of.check_finite(part, f"{path}, {NAMES[kind]}")
                 setattr(checkpoint, kind, part)
         if "null_text" in keys and "null_text" in parts:
-            checkpoint.null_text = files.tensor(file, "null_text")
+            checkpoint.null_text = file.get_tensor("null_text")
     _check_null_text(checkpoint, path)
     if checkpoint.null_text is not None:
-        checkpoint.null_text = checkpoint.null_text.float()
+        checkpoint.null_text = files.aligned(checkpoint.null_text.float())
     return checkpoint
 
 

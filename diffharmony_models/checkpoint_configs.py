@@ -336,6 +336,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 
+def few(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def prefix(where: object, kind: str) -> str:
     return f"The {NAMES[kind]}" if where is None else f"{where}: the {NAMES[kind]}"
 

@@ -13,7 +13,7 @@ import torch
 from . import checkpoint_configs as configs
 from . import checkpoint_shapes
 from .checkpoint_configs import NAMES, shown
-from .checkpoint_files import tensors
+from .checkpoint_files import aligned, tensors
 from .errors import InputError
 from .networks.color_regressor import HEAD_WIDTH
 
@@ -67,6 +67,11 @@ def load(kind: str, files: list[Path], config: dict | None, where: Path) -> Part
     part = checked(kind, Part(config, state), where)
     check_finite(part, where)
     return part
+
+
+def settled(part: Part) -> Part:
+    """The part with each tensor where kernels treat it as torch's own: a copy of those that are mapped elsewhere."""
+    return Part(part.config, {key: aligned(tensor) for key, tensor in part.state.items()})
 
 
 def class_of(config: dict) -> str | None:

@@ -755,8 +755,8 @@ BAD = {
         "encoder.conv_in.weight is missing",
     ),
     "prediction type": (
-        lambda r: _put(r / "base/scheduler/scheduler_config.json", b'{"prediction_type": "sample"}').parents[1],
-        '"sample"',
+        lambda r: _put(r / "base/scheduler/scheduler_config.json", b'{"prediction_type": "flow"}').parents[1],
+        '"flow"',
         "epsilon",
     ),
 }
