@@ -151,6 +151,7 @@ def test_the_pretrained_features_are_those_of_the_package():
 def test_amounts_of_any_change():
     """What `mixed` makes of a change is what `apply` makes of it."""
     composite, mask = scene()
+    composite = composite * 0.6 + 0.2  # far from clipping
     changed = (composite * 0.9 + 0.05).where(mask > 0, composite)
     assert recolor.mixed(composite, changed, Amounts()) is changed
     assert torch.equal(recolor.mixed(composite, changed, Amounts(strength=0)), composite)
