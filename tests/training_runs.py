@@ -1,4 +1,4 @@
-"""What the tests of the trainers share: a tiny data set, short runs, and runs in a process of their own that may be killed."""
+"""What the tests of the trainers share: a tiny data set, short runs, and runs in a process that is killed."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ WIDTHS = ("--widths", "32", "32", "32", "32")
 
 
 def make_dataset(root: Path, mask: int = 255, darker: int = 2) -> Path:
-    """Six pairs in the shape of iHarmony4: smooth pictures, a rectangle that the mask marks with that grey, darkened."""
+    """Six pairs in the shape of iHarmony4: smooth pictures, a darkened rectangle that the mask marks with that grey."""
     rng = np.random.default_rng(0)
     for folder in ("composite_images", "masks", "real_images"):
         (root / "Small" / folder).mkdir(parents=True)
@@ -68,7 +68,7 @@ def losses(output: Path) -> list[tuple[int, float]]:
     return sorted(found)
 
 
-# A process from which others are forked, so that torch and diffusers are imported once and each run is a process of its own all the same.
+# A process from which others are forked: torch and diffusers are imported once, and each run is a process all the same.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([
     "torch.utils.tensorboard",
@@ -82,7 +82,10 @@ PROCESSES.set_forkserver_preload([
 
 
 def start(arguments: list[str], stderr: Path, die: str = "", file_limit: int = 0, **environment: str):
-    """A run in a process of its own, which kills itself (signal 9) where `die` says: see `_die`. file_limit: bytes a file may have."""
+    """A run in a process of its own, which kills itself (signal 9) where `die` says: see `_die`.
+
+    file_limit: bytes that a file may have, as on a disk that is full.
+    """
     process = PROCESSES.Process(target=_child, args=(arguments, stderr, die, file_limit, environment))
     process.start()
     return process
@@ -112,7 +115,11 @@ def _child(arguments: list[str], stderr: Path, die: str, file_limit: int, enviro
 
 
 def _die(place: str, number: str) -> None:
-    """ "before N": when step N (from 0) begins; "saving N": when half of step N's checkpoint is written; "file N": in the Nth other file."""
+    """What `die` says.
+
+    "before N": when step N (from 0) begins; "saving N": when half of step N's checkpoint is written; "file N": when
+    half of the Nth other file is.
+    """
     from diffharmony_models.training import loop, state
 
     learning_rate, save_file, write_bytes = loop.learning_rate, state.save_file, Path.write_bytes

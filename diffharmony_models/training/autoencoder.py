@@ -1,6 +1,7 @@
 """`train-autoencoder`: a small f8 VAE from nothing, fine-tuning of a given one, or the Harmony-VAE from a VAE."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "photos",
         type=Path,
         nargs="*",
-        help="what make-composites wrote (its test photos are left out, here and of the other sources), folders of photos, index "
-        "files (.jsonl); not with --harmony",
+        help="what make-composites wrote (its test photos are left out, also of the other sources), folders of photos, "
+        "index files (.jsonl); not with --harmony",
     )
     parser.add_argument(
         "--harmony",
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=whole(16, 8192, multiple_of=8),
+        type=whole(16, 2048, multiple_of=8),
         default=128,
         help="side of the crops, a multiple of 8 (default %(default)s)",
     )
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it"
         )
+    if args.harmony and args.photos:
+        raise InputError("Photos are not used with --harmony, which learns from its data set; leave out one of the two")
     if args.harmony:
         return _run_harmony(args)
     if not args.photos:
@@ -92,7 +95,9 @@ def run(args: argparse.Namespace) -> None:
     vae = _start(args)
     photos = data.Photos(paths, args.size)
 
-    def loss(model, batch, generator):
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         target = (batch["image"] * 2 - 1).contiguous(memory_format=torch.channels_last)
         decoded, mean, log_variance = model(target, generator=generator)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
@@ -242,7 +247,7 @@ def block_means(vae) -> None:
 
 
 @torch.no_grad()
-def normalize_latents(vae, images) -> None:
+def normalize_latents(vae: torch.nn.Module, images: Iterable[torch.Tensor]) -> None:
     """Folds a scale and a shift per channel into `quant_conv` and `post_quant_conv`, so that latents × scaling factor
     have mean 0 and deviation 1.
 
@@ -288,7 +293,9 @@ def _run_harmony(args) -> None:
         vae = HarmonyVAE.from_vae(_start(args)).train()
     pairs = data.Pairs(args.harmony, args.list, args.size)
 
-    def loss(model, batch, generator):
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         target = batch["real"] * 2 - 1
         l1 = (model(target, batch["composite"] * 2 - 1, batch["mask"]) - target).abs().mean()
         return l1, {"l1": l1}

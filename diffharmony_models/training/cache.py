@@ -16,7 +16,8 @@ class Cached:
     """Samples made ahead: every item of `samples` `repeats` times, each time with another augmentation, through `make`.
 
     The file is written once, whole, and used again when the run goes on; its metadata says what it was made of, and where that
-    differs it is made anew. It is no more trusted than any other file: names, shapes and dtypes must be those that `make` gives. Floating-point values are kept as float16 or, as a picture in [0, 1] (`dtype` uint8), in 256 levels.
+    differs it is made anew. It is trusted no more than any other file: names, shapes and dtypes must be `make`'s.
+    Floating-point values are kept as float16 or, as a picture in [0, 1] (`dtype` uint8), in 256 levels.
 
     Args:
         path: the file.
@@ -45,7 +46,7 @@ class Cached:
             "repeats": str(repeats),
             "samples": str(len(samples)),
         }
-        if not path.is_file() or state.metadata(path) != made_of:
+        if not path.exists() or state.metadata(path) != made_of:
             _write(path, samples, args, repeats, make, dtype, made_of)
         number = len(samples) * repeats
         self.tensors = state.read(path, _expected(samples, args.seed, make, dtype, number))
@@ -85,7 +86,13 @@ def _device() -> torch.device:
 
 
 def _write(
-    path: Path, samples, args, repeats: int, make: Callable, dtype: torch.dtype, made_of: dict[str, str]
+    path: Path,
+    samples,
+    args: argparse.Namespace,
+    repeats: int,
+    make: Callable,
+    dtype: torch.dtype,
+    made_of: dict[str, str],
 ) -> None:
     """Each process makes its share, the first one writes the file: beside first, then renamed."""
     from accelerate import PartialState

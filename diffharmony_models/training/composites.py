@@ -9,6 +9,7 @@ manifest as the file's comment, so a run that was killed goes on where it stood.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import logging
@@ -74,7 +75,7 @@ class Fault(str):
     """Why something was left out, where the input or the program is at fault, not just a foreground that fits badly."""
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", help="folder for the data set; a run that was stopped goes on when started again")
     parser.add_argument(
         "--index", help="JSON lines with image, mask and, optionally, source, group (scene), label, licence"
@@ -153,7 +154,7 @@ class Task:
     regions: int = 0
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """The command: `build` with the parsed arguments. Returns its exit code: 2 where a photo or a mask failed.
 
     Raises InputError for arguments or inputs that do not fit, OSError where the disk fails.
@@ -163,7 +164,7 @@ def run(args):
     return 2 if any(isinstance(failure, Fault) for failure in failures) else 0
 
 
-def build(args):
+def build(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     """Makes what is not there yet. Returns (rows of the manifest, reasons why foregrounds were left out); raises as `run`."""
     from tqdm import tqdm
 
@@ -213,7 +214,7 @@ def report(rows, failures=()):
         log.info("%s: mean %.*f; percentiles 5, 25, 50, 75, 95: %s", name, digits, values.mean(), shares)
 
 
-def _check(args):
+def _check(args: argparse.Namespace) -> None:
     if bool(args.index) == bool(args.photos) and not (args.unmasked and not args.index):
         raise InputError("give either --index or --photos (with --masks), or --unmasked alone")
     if args.masks and not args.photos:
@@ -235,7 +236,7 @@ def _entries(args):
     return masked, unmasked
 
 
-def _keep_settings(output, args):
+def _keep_settings(output: Path, args: argparse.Namespace) -> None:
     """What decides a composite's content must not change between the runs that fill one folder."""
     settings = {name: getattr(args, name) for name in ("seed", "strength", "size", "format", "test_share", "name")}
     if (output / SETTINGS).is_file():
@@ -491,7 +492,7 @@ def _window(length, rng):
     return int(rng.integers(max(1, length - part))), part
 
 
-def save(path, pixels, comment=None):
+def save(path: Path, pixels: np.ndarray, comment: str | None = None) -> None:
     """Writes uint8 pixels by the extension, whole or not at all; JPEG at quality 95 without chroma subsampling. A real picture or mask already there stays."""
     if comment is None and os.path.isfile(path) and os.path.getsize(path):
         return
@@ -507,7 +508,7 @@ def save(path, pixels, comment=None):
     images.write_bytes(path, content.getbuffer())
 
 
-def _comment(path):
+def _comment(path: Path) -> dict | None:
     """The manifest row that a finished composite carries; None where there is none."""
     if not path.is_file():
         return None
@@ -520,7 +521,7 @@ def _comment(path):
         return None
 
 
-def _write_lists(output, rows):
+def _write_lists(output: Path, rows: list[dict]) -> None:
     for split in LISTS:
         names = [row["composite"] for row in rows if row["split"] == split]
         if not names:

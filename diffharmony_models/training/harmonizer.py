@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=whole(64, 8192, multiple_of=64),
+        type=whole(64, 2048, multiple_of=64),
         default=512,
         help="side of the training pictures, a multiple of 64 (default %(default)s)",
     )
@@ -145,7 +145,9 @@ def run(args: argparse.Namespace) -> None:
             batch["composite"] = torch.where(chosen[:, None, None, None], better, batch["composite"])
         return batch
 
-    def loss(model, batch, generator):
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         vae.to(batch["mask"].device)
         return objective(model, encode(vae, prepared(batch, generator), generator), generator)
 
@@ -318,7 +320,7 @@ def _start(args) -> checkpoint.Checkpoint:
     return start
 
 
-def _new_unet(args) -> checkpoint.Part:
+def _new_unet(args: argparse.Namespace) -> checkpoint.Part:
     from diffusers.models import UNet2DConditionModel
 
     if any(width % args.groups for width in args.widths):

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from ..errors import InputError
 from ..numbers import real, whole
 from . import data
 from .state import State
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +143,7 @@ class Positions(Dataset):
             raise InputError("The training data is empty: no sample was found. Check the data folder and its list.")
         self.samples, self.seed, self._epoch = samples, seed, (-1, None)
 
-    def __getitem__(self, position: int):
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         epoch, place = divmod(position, len(self.samples))
         if self._epoch[0] != epoch:
             self._epoch = (epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.samples)))
@@ -205,13 +209,14 @@ def train(
         args: what `add_arguments` parsed.
         model: the module to train; all of its parameters that require a gradient.
         samples: `len(samples)` and `samples.get(index, rng) -> dict of tensors`.
-        loss: `loss(model, batch, generator) -> (scalar, {name: number})`, the numbers as tensors, so that none is waited for in
-            every step; NaN where a batch has none. Draw noise from `generator` only.
+        loss: `loss(model, batch, generator) -> (scalar, {name: number})`, the numbers as tensors, so that no step
+            waits for them; NaN where a batch has none. Draw noise from `generator` only.
         export: `export(model)`, called once at the end with the averaged weights (the live ones without EMA).
         sample: `sample(model, step)`, called now and then with the averaged weights, which are put back afterwards.
 
     Raises:
-        InputError: a checkpoint that does not fit, a loss that is not finite or nothing to learn, no room on the disk or in memory.
+        InputError: a checkpoint that does not fit, a loss that is not finite, nothing to learn, no room on the
+            disk or in memory.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
@@ -238,7 +243,7 @@ def train(
         ema.to(accelerator.device)
     state = State(model, optimizer, ema, accelerator.scaler, args.seed)
     if accelerator.is_main_process:
-        for left in args.output.glob("partial-*"):  # by a run that was killed
+        for left in args.output.glob("partial-[0-9]*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
     step = 0
     if done := checkpoints(args.output):
@@ -302,7 +307,7 @@ def _seed_of(seed: int, micro: int, rank: int) -> int:
 
 
 class Watch:
-    """Looks for what makes going on pointless. The numbers stay on their device until `check`, so that no step waits for them."""
+    """Looks for what makes going on pointless. Until `check`, numbers stay on their device: no step waits."""
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -315,7 +320,7 @@ class Watch:
         self.seen.append((step, loss.detach(), None if mask is None else mask.amax()))
 
     def check(self) -> None:
-        """InputError where a loss since the last check is not finite, or where for `patience` batches there was nothing to learn."""
+        """InputError where a loss since the last check is not finite, or `patience` batches had nothing to learn."""
         steps, losses, masks = zip(*self.seen)
         losses = torch.stack(losses).tolist()
         masks = [None] * len(losses) if masks[0] is None else torch.stack(masks).tolist()
@@ -323,24 +328,24 @@ class Watch:
         for step, loss, mask in zip(steps, losses, masks):
             if not math.isfinite(loss):
                 raise InputError(
-                    f"The loss became {loss} at step {step}. Lower --learning-rate (now {self.args.learning_rate:g}) and start again "
-                    f"from the last checkpoint in {self.args.output}."
+                    f"The loss became {loss} at step {step}. Lower --learning-rate (now {self.args.learning_rate:g}) "
+                    f"and start again from the last checkpoint in {self.args.output}."
                 )
             self.without_loss = 0 if loss else self.without_loss + 1
             self.without_mask = 0 if mask is None or mask > 0 else self.without_mask + 1
         if self.without_mask >= self.patience:
             raise InputError(
-                f"The masks of the last {self.without_mask} batches are empty: nothing is foreground. Masks must be white, or opaque, "
-                f"where the foreground is."
+                f"The masks of the last {self.without_mask} batches are empty: nothing is foreground. Masks must be "
+                "white, or opaque, where the foreground is."
             )
         if self.without_loss >= self.patience:
             raise InputError(
-                f"The loss of the last {self.without_loss} batches is exactly zero: there is nothing to learn. Check that composites "
-                f"differ from their real pictures and that masks are white where the foreground is."
+                f"The loss of the last {self.without_loss} batches is exactly zero: there is nothing to learn. Check "
+                "that composites differ from their real pictures and that masks are white where the foreground is."
             )
 
 
-def _save(accelerator, state: State, args: argparse.Namespace, step: int) -> None:
+def _save(accelerator: "Accelerator", state: State, args: argparse.Namespace, step: int) -> None:
     """Writes checkpoint-STEP beside and renames it, so that what carries the name is whole; then drops the oldest."""
     target, beside = args.output / f"checkpoint-{step}", args.output / f"partial-{step}"
     if accelerator.is_main_process:

@@ -50,14 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="7: harmonized, mask, composite; 4: without the composite; 3: harmonized",
     )
     parser.add_argument(
-        "--size", type=whole(16, 8192), default=256, help="resolution of the refinement (default %(default)s)"
+        "--size", type=whole(16, 2048), default=256, help="resolution of the refinement (default %(default)s)"
     )
     parser.add_argument(
         "--resolution", type=resolution, default=0, help="resolution of stage 1 (default: the checkpoint's own)"
     )
     parser.add_argument(
         "--crop",
-        type=whole(0, 8192, multiple_of=8),
+        type=whole(0, 2048, multiple_of=8),
         default=0,
         help="train on random crops of this side, a multiple of 8 (default: whole pictures)",
     )
@@ -117,7 +117,9 @@ def run(args: argparse.Namespace) -> None:
     if args.crop:
         samples = Crops(samples, args.crop)
 
-    def loss(model, batch, generator):
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not args.cache_outputs:
             to(stage1, batch["mask"].device)
             seeds = torch.randint(2**62, (len(batch["mask"]),), generator=generator, device=generator.device).tolist()

@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 from ..errors import InputError
 
@@ -14,6 +15,10 @@ SETTINGS, LISTS = "settings.json", {"train": "IHD_train.txt", "test": "IHD_test.
 """What `make-composites` writes into its folder."""
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+FIELDS = ("image", "mask", "source", "group", "label", "licence")
+"""What a line of an index may say; anything else in it is passed over."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ def is_dataset(folder: Path) -> bool:
 
 
 def read_settings(folder: Path) -> dict:
-    """What `make-composites` was run with; `seed` and `test_share` decide the split. InputError where the file is not one of its own."""
+    """What `make-composites` was run with; `seed` and `test_share` decide the split. InputError for any other file."""
     path = folder / SETTINGS
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -44,12 +49,12 @@ def read_settings(folder: Path) -> dict:
             raise ValueError(f"seed {seed!r}, test_share {share!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{path} is not what make-composites writes ({str(error)[:100]}). Make the data set again in another folder."
+            f"{path} is not what make-composites writes ({str(error)[:100]}). Make the data set again in another place."
         ) from error
     return settings
 
 
-def read_index(path):
+def read_index(path: str | Path) -> list[Entry]:
     """Entries of a JSON-lines file with `image` (path beside the file) and, optionally, `mask`, `source`, `group`, `label`, `licence`.
 
     Without `group` each photo is its own scene. Raises ValueError with the line's number for what is not such a line.
@@ -60,16 +65,23 @@ def read_index(path):
             f"no index {path}: give a JSON-lines file with fields image and mask, or --photos and --masks folders"
         )
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text ({error.reason}): expected one JSON object a line") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            image = str(row["image"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}, line {number}: expected a JSON object with at least an 'image' field, got {line[:80]!r}"
-            ) from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r}") from error
+        if not isinstance(row, dict) or not row.get("image"):
+            raise InputError(f"{path}, line {number}: expected a JSON object with an 'image' field, got {line[:80]!r}")
+        for name in FIELDS:
+            if not isinstance(row.get(name), (str, NoneType)):
+                raise InputError(f"{path}, line {number}: expected text as {name!r}, got {str(row[name])[:80]!r}")
+        image = row["image"]
         mask = row.get("mask")
         group = row.get("group") or Path(image).with_suffix("").as_posix()
         entries.append(

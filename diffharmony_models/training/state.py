@@ -1,18 +1,22 @@
-"""What a training goes on from. A run's folder is no more trusted than any weight file: only safetensors are read, and nothing is unpickled.
+"""What a training goes on from. A run's folder is no more trusted than any weight file, so nothing in it is unpickled.
 
-CHECKPOINT/state.safetensors holds `model.NAME`, `ema.NAME` and `optimizer.NAME.{step,exp_avg,exp_avg_sq}` under the model's own names, and
-in its metadata the step, the seed and, for float16, the loss scaler's two numbers.
+CHECKPOINT/state.safetensors holds `model.NAME`, `ema.NAME` and `optimizer.NAME.{step,exp_avg,exp_avg_sq}` under the
+model's own names; its metadata the step, the seed, whether there is an EMA and, for float16, the loss scaler's numbers.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 FILE = "state.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -28,7 +32,7 @@ _DTYPES = {
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file, whole or not at all. InputError where the disk does not take it; what was there before stays."""
+    """Writes a safetensors file, whole or not at all. InputError where the disk does not take it."""
     unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +40,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, s
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path} cannot be written ({error}). Make room on the disk and start again; what was written before is whole."
+            f"{path} cannot be written ({error}). Make room on the disk and start again; what is there is whole."
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
@@ -49,16 +53,16 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def read(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, which must have the names, shapes and dtypes of `expected` (on any device, "meta" too).
+    """The tensors of a safetensors file, which must have the names, shapes and dtypes of `expected` (of any device).
 
-    InputError where the file is damaged, something is missing, left over or of another shape, before anything is loaded; or where a
-    value is not finite.
+    InputError where the file is damaged, something is missing, left over or of another shape, before anything is
+    loaded; or where a value is not finite.
     """
     with _opened(path) as file:
         found = set(file.keys())
         if odd := sorted(found ^ expected.keys()):
             raise InputError(
-                f"{path} {'has' if odd[0] in found else 'lacks'} {odd[0][:200]}, unlike what is trained now. {_SAME_SETTINGS}"
+                f"{path} {'has' if odd[0] in found else 'lacks'} {odd[0][:99]}, unlike this training. {_SAME_SETTINGS}"
             )
         for name, tensor in expected.items():
             part = file.get_slice(name)
@@ -77,7 +81,7 @@ def read(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 _SAME_SETTINGS = "Start with the settings that it was made with, or with another --output."
 
 
-def _opened(path: Path):
+def _opened(path: Path) -> safe_open:
     if not path.is_file():
         raise InputError(f"{path} is not a file. Give another --output, or delete what lies there and start again.")
     try:
@@ -97,7 +101,14 @@ class State:
         seed: of the run.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ema, scaler, seed: int):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: "EMAModel | None",
+        scaler: torch.amp.GradScaler | None,
+        seed: int,
+    ):
         self.model, self.optimizer, self.ema, self.scaler, self.seed = model, optimizer, ema, scaler, seed
         self.trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
@@ -121,13 +132,14 @@ class State:
         path = folder / FILE
         if not path.is_file():
             raise InputError(
-                f"{folder} holds no {FILE}: it is incomplete or from an older version. Delete it and start again, or give another --output."
+                f"{folder} holds no {FILE}: it is incomplete or from an older version. Delete it and start again, "
+                "or give another --output."
             )
         facts = metadata(path)
         for name, now in self._facts(step).items():
             if facts.get(name) != now:
                 raise InputError(
-                    f"{path} was made with {name} {str(facts.get(name))[:40]}, this run has {name} {now}. {_SAME_SETTINGS}"
+                    f"{path} was made with {name} {str(facts.get(name))[:40]}, this run has {now}. {_SAME_SETTINGS}"
                 )
         expected = self._weights()
         parameters = dict(self.model.named_parameters())
@@ -135,16 +147,23 @@ class State:
             expected[f"optimizer.{name}.step"] = torch.empty((), device="meta")
             expected |= {f"optimizer.{name}.{kind}": parameters[name] for kind in MOMENTS}
         tensors = read(path, expected)
+        if any(
+            (tensors[f"optimizer.{name}.{kind}"] < 0).any() for name in self.trained for kind in ("step", "exp_avg_sq")
+        ):
+            raise InputError(f"{path} is damaged: a sum of squares is negative. Delete it and start again.")
         scaling = self._scaling(path, facts)
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
         if self.ema is not None:
             self.ema.optimization_step = step
             for name, average in zip(parameters, self.ema.shadow_params):
                 average.copy_(tensors[f"ema.{name}"])
-        moments = {
-            index: {kind: tensors[f"optimizer.{name}.{kind}"] for kind in ("step", *MOMENTS)}
-            for index, name in enumerate(self.trained)
-        }
+        moments = {}
+        for index, name in enumerate(self.trained):
+            # In the memory order of their parameter: a fused AdamW goes through all of them side by side.
+            parts = {kind: torch.empty_like(parameters[name].detach()) for kind in MOMENTS}
+            moments[index] = {"step": tensors[f"optimizer.{name}.step"]} | {
+                kind: part.copy_(tensors[f"optimizer.{name}.{kind}"]) for kind, part in parts.items()
+            }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         if scaling is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **scaling})
