@@ -205,7 +205,7 @@ def test_the_host_knows_every_node_and_setting(host, path):
         named = {
             name.partition(".")[0] for name in node["inputs"]
         }  # what a dynamic combo brings along stands behind a dot
-        assert set(info["required"]) <= set(node["inputs"]) and named <= set(known) | {"video-preview"}
+        assert set(info["required"]) <= set(node["inputs"]) and named <= set(known)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
