@@ -99,6 +99,13 @@ class _PublishedV(_Published, comfy.model_sampling.V_PREDICTION):
     pass
 
 
+class _PublishedSample(_Published, comfy.model_sampling.X0):
+    pass
+
+
+_SAMPLINGS = {"epsilon": _PublishedEpsilon, "v_prediction": _PublishedV, "sample": _PublishedSample}
+
+
 # Loading.
 
 
@@ -159,8 +166,7 @@ def load_unet(part: Part, prediction_type: str, resolution: int, steps: int, wei
     if not mm.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
-    kind = _PublishedV if prediction_type == "v_prediction" else _PublishedEpsilon
-    patcher.add_object_patch("model_sampling", kind(config))
+    patcher.add_object_patch("model_sampling", _SAMPLINGS[prediction_type](config))
     patcher.set_attachments(ATTACHMENT, resolution)
     patcher.set_attachments(STEPS_ATTACHMENT, steps)
     return patcher
