@@ -1,5 +1,5 @@
-"""Harmonizing by colours alone, at once and without a model in the graph: the change of colour that a regressor predicts,
-applied to the composite's own pixels at any size.
+"""Harmonizing by colours alone, at once and without a model in the graph: the change of colour that a regressor
+predicts, made to the composite's own pixels at any size.
 """
 
 import functools

@@ -143,7 +143,9 @@ class _Network(comfy.model_base.BaseModel):
         return super().extra_conds(**kwargs)
 
 
-def load_unet(part: Part, prediction_type: str, resolution: int, steps: int, weight_dtype: str):
+def load_unet(
+    part: Part, prediction_type: str, resolution: int, steps: int, weight_dtype: str
+) -> comfy.model_patcher.ModelPatcher:
     """A UNet part as a MODEL that samples as published and carries the checkpoint's resolution and number of steps.
 
     Raises ValueError for a network that the host does not have, and for tensors that do not fit the config.
@@ -315,7 +317,7 @@ def check_vae(vae, node: str) -> None:
         )
 
 
-def doubts_of_vae(model, vae) -> list[str]:
+def doubts_of_vae(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) -> list[str]:
     """What to say where a MODEL was trained with a VAE of other widths: such latents mean nothing to it."""
     trained = model.get_attachment(VAE_ATTACHMENT)
     first = getattr(getattr(vae.first_stage_model, "encoder", None), "conv_in", None)
@@ -348,7 +350,7 @@ def resolution_of(null_text: list, model=None) -> int:
     return found or null_text[0][1].get(ATTACHMENT) or PUBLISHED_RESOLUTION
 
 
-def steps_of(model) -> int:
+def steps_of(model: comfy.model_patcher.ModelPatcher) -> int:
     """How many steps the checkpoint was made for, where the MODEL comes from one of ours; else the published number."""
     return model.get_attachment(STEPS_ATTACHMENT) or checkpoint.STEPS
 

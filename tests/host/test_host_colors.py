@@ -160,7 +160,7 @@ def test_weights_that_have_changed_are_read_again(host, regressor):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are forgotten by Linux alone")
 def test_twelve_megapixels_take_less_than_a_gigabyte(host, regressor):
-    """Beyond the picture, the mask and the result, and what has been loaded. The time is printed: it is the machine's."""
+    """Beyond the picture, the mask and what has been loaded. The time is printed: it is the machine's."""
     composite, mask = pictures.composites(1, *TWELVE)
     graph, image, matte = given(host, composite, mask)
     host.fetch(graph, colors(graph, image, matte, strength=0.9)[1])
