@@ -30,7 +30,12 @@ def results(dataset, tmp_path_factory):
     return root
 
 
-TRAINERS = {"autoencoder": "vae", "harmonizer": "harmonizer", "refiner": "diffharmony"}
+TRAINERS = {
+    "regressor": "color_regressor",
+    "autoencoder": "vae",
+    "harmonizer": "harmonizer",
+    "refiner": "diffharmony",
+}
 
 
 def arguments(name, dataset, results, output, *more, **run):
@@ -64,14 +69,21 @@ def test_a_killed_run_repeats_to_the_bit(name, dataset, results, tmp_path):
     assert same(output / "checkpoint-4" / FILE, results / name / "checkpoint-4" / FILE)
 
 
-@pytest.mark.parametrize("more", [("--recolor", "--start-as-copy"), ("--cache-latents", "1", "--root")], ids=" ".join)
-def test_other_ways_of_stage_one_repeat_too(dataset, results, tmp_path, more):
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("harmonizer", ("--made", "--prediction-type", "sample", "--root")),
+        ("refiner", ("--cache-outputs", "1", "--crop", "32")),
+    ],
+    ids=["harmonizer", "refiner"],
+)
+def test_other_ways_repeat_too(dataset, results, tmp_path, name, more):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    commands = [arguments("harmonizer", dataset, results, output, *more) for output in (whole, broken)]
+    commands = [arguments(name, dataset, results, output, *more) for output in (whole, broken)]
     assert runs.run(commands[0], tmp_path / "stderr") == 0, read(tmp_path / "stderr")
     assert runs.run(commands[1], tmp_path / "stderr", "before 3") == -9
     assert runs.run(commands[1], tmp_path / "stderr") == 0, read(tmp_path / "stderr")
-    assert same(whole / "harmonizer.safetensors", broken / "harmonizer.safetensors")
+    assert same(whole / f"{TRAINERS[name]}.safetensors", broken / f"{TRAINERS[name]}.safetensors")
 
 
 def test_workers_change_nothing(dataset, results, tmp_path):

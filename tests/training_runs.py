@@ -52,6 +52,10 @@ def harmonizer(dataset: Path, vae: Path, *more: object, **run) -> list[str]:
     return command("train-harmonizer", dataset, "--vae", vae, "--size", 64, *WIDTHS, *sampling, *more, **run)
 
 
+def regressor(dataset: Path, *more: object, **run) -> list[str]:
+    return command("train-color-regressor", dataset, "--size", 64, *more, **run)
+
+
 def refiner(dataset: Path, stage1: Path, *more: object, **run) -> list[str]:
     return command("train-refiner", dataset, "--from", stage1, "--size", 64, *WIDTHS, "--layers", 1, *more, **run)
 

@@ -236,6 +236,10 @@ class Foregrounds:
             )
         if not seen:
             raise InputError(f"{root / list_file} names no picture that is not held out.")
+        if not self.pictures:
+            raise InputError(
+                f"The masks of {root / list_file} are all empty. Masks must be white where the foreground is."
+            )
         # A large source must not rule: sources count by the root of their size.
         weights = np.array([subsets.count(name) ** -0.5 for name in subsets])
         self.cumulative = np.cumsum(weights / weights.sum())
