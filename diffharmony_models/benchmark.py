@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="another picture than workflows/pictures/astronaut.jpg, with its --mask",
     )
-    demo.add_argument("--mask", metavar="FILE", type=Path)
+    demo.add_argument("--mask", metavar="FILE", type=Path, help="its mask, given together with it")
     demo.add_argument("--checkpoint", metavar="C", type=Path, help="other weights than the bundled ones")
     full = parser.add_argument_group(
         "full-size weights", "Needs 4 GB of disk in the temporary folder (TMPDIR) and 6 GB of memory."

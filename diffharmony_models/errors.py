@@ -4,6 +4,7 @@ import errno
 import logging
 import re
 
+LONGEST = 1200
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -21,14 +22,16 @@ def disk_full(error: BaseException) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """An error as one line of printable text. OSErrors name their file, faults of the program their type."""
+    """An error as one line of printable text, at most LONGEST letters. OSErrors name their file, faults of the program
+    their type."""
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")
     else:
         text = str(error)
     if not text or not isinstance(error, (InputError, OSError)):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    return printable(re.sub(r"\s*\n\s*", " ", text.strip()))
+    text = printable(re.sub(r"\s*\n\s*", " ", text.strip()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 400]} … {text[-397:]}"
 
 
 def printable(text: str) -> str:

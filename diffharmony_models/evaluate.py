@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/evaluate"),
         help="folder for tables and the worst cases (%(default)s)",
     )
-    parser.add_argument(
-        "--limit", type=whole(1), metavar="N", help="only the first N pairs of the list"
-    )
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="only the first N pairs of the list")
     parser.add_argument(
         "--own-background",
         action="store_true",

@@ -213,7 +213,7 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
         raise InputError(f"{args.composite} is a folder but {args.mask} is none; give a folder of masks")
     outputs = [args.out] if args.compare is None else [args.out, args.compare]
     for path in outputs:
-        if (path.exists() and not path.is_dir()) or path.suffix.lower() in images.WRITABLE:
+        if (os.path.lexists(path) and not path.is_dir()) or path.suffix.lower() in images.WRITABLE:
             raise InputError(f"{args.composite} is a folder, so {path} must be a folder too; give the name of a folder")
     folders = [args.composite, args.mask, *outputs]
     if len({os.path.realpath(path) for path in folders}) < len(folders):
@@ -332,8 +332,9 @@ def _run_engine(
         raise InputError(
             f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square"
         )
+    name = printable(job.composite.name)
     try:
-        with tqdm(unit="stage", desc=job.composite.name, leave=False, delay=1, disable=None, dynamic_ncols=True) as bar:
+        with tqdm(unit="stage", desc=name, leave=False, delay=1, disable=None, dynamic_ncols=True) as bar:
             return engine(
                 picture.pixels,
                 mask,
@@ -416,9 +417,7 @@ feather = whole(0, 1000)
 def resolution(text: str) -> int:
     number = whole(0, LARGEST_RESOLUTION)(text)
     if 0 < number < geometry.SIDE:
-        raise argparse.ArgumentTypeError(
-            f"must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}"
-        )
+        raise argparse.ArgumentTypeError(f"must be at least {geometry.SIDE} (or 0, the checkpoint's own), not {number}")
     return number
 
 

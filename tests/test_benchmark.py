@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -120,10 +121,14 @@ def test_demo_and_its_checkpoint(tiny, tmp_path, capsys):
     assert usual == "float32" or found["cost_db"] > 20
 
 
-def test_import_part(capsys):
-    assert main(["benchmark", "--only", "import", "--repeats", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert float(rows(printed)["median"][0]) >= 0 and rows(printed)["bound"] == ["3.000"]
+def test_import_part(tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    start = time.perf_counter()
+    assert main(["benchmark", "--only", "import", "--repeats", "1", "--json", str(figures)]) == 0
+    whole = time.perf_counter() - start
+    printed, found = capsys.readouterr().out, json.loads(figures.read_text())["import"]
+    assert 0 < found["seconds"] < whole and found["loaded"] == []
+    assert rows(printed)["median"] == [f"{found['seconds']:.3f}"] and rows(printed)["bound"] == ["3.000"]
     assert "Pulls in none of" in printed
 
 

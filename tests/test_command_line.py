@@ -176,6 +176,8 @@ def test_alpha_and_profile_go_through(tmp_path, pair, weights, capsys):
 
 
 def test_comparison_sheet(tmp_path, pair, weights):
+    smooth = Image.fromarray(pixels_of(pair[0])).resize((9, 7)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    smooth.save(pair[0])
     assert (
         command(
             "harmonize",
@@ -392,6 +394,7 @@ def test_names_need_not_be_utf8(tmp_path, weights, capsys):
     arguments = [tmp_path / "composites", tmp_path / "masks", tmp_path / "out", "--compare", tmp_path / "sheets"]
     assert command("harmonize", *arguments, "--checkpoint", weights) == 0
     assert len(os.listdir(tmp_path / "out")) == len(os.listdir(tmp_path / "sheets")) == 3
+    said(capsys)
     for path in sorted((tmp_path / "composites").iterdir()):
         path.write_text("no picture")
         text = refused(capsys, "harmonize", path, path, tmp_path / "out.png", "--checkpoint", weights)
@@ -542,7 +545,7 @@ BAD_INPUT = {
     ),
     "a folder's out is a link to itself": (
         lambda folder, composite, mask: [composite.parent, mask.parent, loop(folder / "loop")],
-        "loop",
+        "must be a folder",
     ),
     "out's name is too long": (
         lambda folder, composite, mask: [composite, mask, folder / ("o" * 300 + ".png")],
@@ -724,7 +727,7 @@ def test_every_command_explains_itself(capsys, name):
     parser = _parser([name])._subparsers._group_actions[0].choices[name]
     assert len(parser._actions) > 2
     for action in parser._actions:
-        assert action.help and (action.metavar or action.dest or action.option_strings[0]) in text, action
+        assert action.help and all(name in text for name in action.option_strings or [action.metavar or action.dest])
         explained = " ".join((action.help % {"default": action.default}).split())
         assert explained[:40] in text.replace("- ", "-"), f"{name}: {action.dest} is not explained"
 
@@ -759,32 +762,35 @@ def test_a_signal_leaves_nothing_half_done(tmp_path, pair):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_make_composites_ends_with_its_workers(tmp_path, number, code):
-    """The whole group gets the signal, as from a terminal or a service manager."""
+def test_make_composites_ends_with_its_workers(tmp_path):
+    """Ctrl-C reaches the workers, too."""
     for folder in ("photos", "masks"):
         (tmp_path / folder).mkdir()
     pixels = np.random.default_rng(0).integers(40, 200, (300, 400, 3), dtype=np.uint8)
     mask = np.zeros((300, 400), np.uint8)
     mask[50:250, 100:300] = 255
-    for place in range(60):
+    for place in range(24):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{place}.png")
         Image.fromarray(mask).save(tmp_path / "masks" / f"{place}.png")
-    arguments = ["make-composites", "out", "--photos", "photos", "--masks", "masks", "--workers", "2"]
+    arguments = ["make-composites", "out", "--photos", "photos", "--masks", "masks", "--workers", "2", "--size", "120"]
     child = subprocess.Popen(
         [sys.executable, "-m", "diffharmony_models", *arguments, "--per-mask", "50"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     try:
         deadline = time.monotonic() + 100
         while not list(tmp_path.glob("out/*/composite_images/*.jpg")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.killpg(child.pid, number)
+        os.killpg(child.pid, signal.SIGINT)
         errors = child.communicate(timeout=100)[1]
     finally:
         child.kill()
-    assert child.returncode == code, errors
+    assert child.returncode == 130, errors
     assert "Traceback" not in errors
     assert list(tmp_path.glob("out/own/composite_images/*.jpg")) and not list(tmp_path.glob("out/**/.*.part"))
 
@@ -809,7 +815,10 @@ def test_a_fault_of_the_program_keeps_its_traceback(pair, tmp_path, weights, cap
 
 
 def test_a_fault_of_the_program_is_exit_code_1(tmp_path, pair):
-    code = "import sys; from diffharmony_models import __main__, images; images.read_mask = None; sys.exit(__main__.main(sys.argv[1:]))"
+    code = (
+        "import sys; from diffharmony_models import __main__, images; images.read_mask = None;"
+        "sys.exit(__main__.main(sys.argv[1:]))"
+    )
     done = python("-c", code, "harmonize", *pair, "out.png", cwd=tmp_path)
     assert done.returncode == 1 and "TypeError: 'NoneType' object is not callable" in done.stderr
     assert "Traceback" in done.stderr and not (tmp_path / "out.png").exists()

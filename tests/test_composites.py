@@ -335,6 +335,66 @@ def test_a_data_set_that_is_not_finished_is_named(index, tmp_path, capsys):
     assert "make-composites again" in capsys.readouterr().err
 
 
+def test_one_photos_fault_is_that_photos(index, tmp_path, capsys, monkeypatch):
+    """Even a fault of the program: it is named, its traceback is shown, the rest is done, and the exit code tells."""
+    change = composites.change_look
+    bad = Image.open(index.parent / "photo_3.png").convert("RGB").getpixel((5, 5))
+
+    def broken(picture, *arguments):
+        return {}["no such key"] if (picture[5, 5] * 255).round().tolist() == list(bad) else change(picture, *arguments)
+
+    monkeypatch.setattr(composites, "change_look", broken)
+    arguments = ["make-composites", str(tmp_path / "out"), "--index", str(index), "--workers", "1", "--per-mask", "1"]
+    assert main(arguments) == 2
+    text = capsys.readouterr().err
+    assert "foregrounds left out: 1" in text and text.count("Traceback") == 1
+    assert "photo_3.png: KeyError: 'no such key'" in text
+    assert len(list((tmp_path / "out").glob("drawn/composite_images/*.jpg"))) == 11
+
+
+def test_what_only_fits_badly_is_no_fault(index, tmp_path, capsys):
+    Image.new("L", (WIDTH, HEIGHT)).save(index.parent / "photo_0_m.png")  # no foreground
+    arguments = ["make-composites", str(tmp_path / "out"), "--index", str(index), "--workers", "1", "--per-mask", "1"]
+    assert main(arguments) == 0
+    assert "covers 0.0%" in capsys.readouterr().err
+    (index.parent / "photo_0.png").unlink()
+    assert main(arguments) == 2
+    assert "photo_0.png" in capsys.readouterr().err
+
+
+def test_what_is_no_picture_is_not_taken_for_one(index, tmp_path):
+    out = tmp_path / "out"
+    _build(out, "--index", index)
+    before = _files(out)
+    for name in ("composite_images/photo-1_1_1.jpg", "masks/photo-1_1.png", "real_images/photo-1.jpg"):
+        (out / "drawn" / name).write_bytes(b"")
+    _build(out, "--index", index)
+    assert _files(out) == before
+
+
+BAD_LINES = {
+    "no JSON": b"text",
+    "no object": b'"image"',
+    "no image": b'{"mask": "a.png"}',
+    "a number for a name": b'{"image": 5}',
+    "a number for a mask": b'{"image": "a.png", "mask": 5}',
+    "a list for a label": b'{"image": "a.png", "label": ["x"]}',
+    "an object for a group": b'{"image": "a.png", "group": {}}',
+    "deep": b"[" * 100_000,
+    "5,000 digits": b'{"image": ' + b"9" * 5000 + b"}",
+    "no UTF-8": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
+def test_bad_lines_of_an_index(tmp_path, capsys, line):
+    (tmp_path / "index.jsonl").write_bytes(b'{"image": "a.png", "mask": null, "group": "7"}\n' + line)
+    assert main(["make-composites", str(tmp_path / "out"), "--index", str(tmp_path / "index.jsonl")]) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and text.startswith(f"error: {tmp_path / 'index.jsonl'}") and len(text) < 500
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("with_reference", [False, True])
 def test_change_look(with_reference):
     picture, mask = _photo(3)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffharmony_models import checkpoint, evaluate, geometry, harmonize, iharmony, images, pipeline, report
+from diffharmony_models import checkpoint, color, evaluate, geometry, harmonize, iharmony, images, pipeline, report
+from diffharmony_models.__main__ import main
 from diffharmony_models.harmony_vae import HarmonyVAE
 from diffharmony_models.refiner import Refiner
 
@@ -244,9 +245,26 @@ def test_worst_cases_are_the_ten_worst_in_order(tmp_path):
     assert shown == [30, 11, 10, 9, 8, 7, 6, 5, 4, 3]
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--limit", "0"], "--limit: must be a whole number from 1"),
+        (["--limit", "\u0663"], "--limit: must be a whole number from 1"),
+        (["--batch-size", "-1"], "--batch-size: must be a whole number from 1"),
+        (["--results", ""], "--results: the name of a file or a folder is empty"),
+        (["--results", "IHD_test.txt"], "IHD_test.txt"),
+        (["--list", "n" * 300], "No list"),
+        (["--list", "n\0"], "No list"),
+    ],
+)
+def test_bad_options_are_one_line(dataset, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(dataset)
+    assert main(["evaluate", ".", "--outputs", ".", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and words in error
+
+
 def test_bad_options(dataset):
-    with pytest.raises(ValueError, match="--limit 0"):
-        evaluated(dataset, "--outputs", dataset, "--limit", 0)
     with pytest.raises(ValueError, match="No folder"):
         evaluated(dataset, "--outputs", dataset / "nowhere")
     (dataset / "twice.txt").write_text("\n".join([*SHARES, next(iter(SHARES))]))
@@ -353,11 +371,52 @@ def test_a_checkpoint_that_cannot_harmonize_is_told_at_once(dataset, parts, weig
     assert not (dataset.parent / "results" / "by_subset.csv").exists()
 
 
-def test_a_picture_that_fails_fails_alone(dataset, weights, caplog):
-    """At its own size a mask of another size is an error; the others of the list are scored."""
-    save(dataset / "First" / "masks" / "a_1.png", np.full((64, 64), 255, np.uint8))
-    code, results = evaluated(dataset, "--checkpoint", weights(), "--ending", "paper", "--steps", 1, "--native-size")
-    assert code == 2 and "a_1_1.png (paper)" in caplog.text
+@pytest.mark.parametrize("error", [ValueError("odd"), IndexError("out of range"), RuntimeError("out of memory")])
+def test_a_picture_that_fails_fails_alone(dataset, weights, caplog, monkeypatch, error):
+    """Whatever the engine raises on one picture of a batch, the others are scored."""
+    with Image.open(dataset / "Second" / "composite_images" / "b_x_1_7.png") as image:
+        bad = evaluate.prepared(images.read_image(image.filename).pixels)
+    work = pipeline.DiffHarmony.harmonize_latents
+
+    def broken(self, composite, *arguments, **options):
+        if any(torch.equal(one, bad[0]) for one in composite):
+            raise error
+        return work(self, composite, *arguments, **options)
+
+    monkeypatch.setattr(pipeline.DiffHarmony, "harmonize_latents", broken)
+    code, results = evaluated(dataset, "--checkpoint", weights(), "--steps", 1, "--batch-size", 3)
+    assert code == 2 and "b_x_1_7.png (paper): " in caplog.text
     by_subset = table(results / "by_subset.csv")
-    assert (by_subset["all", "paper"]["images"], by_subset["all", "paper"]["missing"]) == ("2", "1")
-    assert by_subset["all", "composite"]["missing"] == "0"
+    assert (by_subset["First", "paper"]["images"], by_subset["First", "paper"]["missing"]) == ("2", "0")
+    assert by_subset["Second", "paper"]["missing"] == "1" and by_subset["all", "composite"]["missing"] == "0"
+    assert ("more memory than there is" in caplog.text) == isinstance(error, RuntimeError)
+    assert ("Traceback" in caplog.text) != isinstance(error, RuntimeError)
+
+
+@pytest.mark.parametrize("path, size", [("masks/a_1.png", (256, 320)), ("real_images/a.png", (160, 128))])
+def test_pictures_of_one_pair_must_be_of_one_size(dataset, caplog, path, size):
+    """Also a mask of the same proportions: iHarmony4's own files agree to the pixel."""
+    with Image.open(dataset / "First" / path) as image:
+        image.resize(size).save(dataset / "First" / path)
+    code, results = evaluated(dataset, "--outputs", untouched_outputs(dataset))
+    assert code == 2
+    number = "1" if path.startswith("masks") else "2"
+    by_subset = table(results / "by_subset.csv")
+    assert {by_subset["all", method]["missing"] for method in ("composite", "reinhard", "outputs")} == {number}
+    reason = next(iter(table(results / "missing.csv", ("composite", "method")).values()))["reason"]
+    assert f"{path} is {size[0]}x{size[1]} but " in reason and "a_1_1.png is 320x256" in reason
+
+
+def test_one_pairs_fault_is_that_pairs(dataset, caplog, monkeypatch):
+    """Even a fault of the program: it is named and counted, its traceback is in the log, and the rest is scored."""
+    transfer, number = color.reinhard, iter(range(9))
+
+    def broken(*arguments):
+        return {}["no such key"] if next(number) == 1 else transfer(*arguments)
+
+    monkeypatch.setattr(color, "reinhard", broken)
+    code, results = evaluated(dataset, "--outputs", perfect_outputs(dataset))
+    assert code == 2
+    by_subset = table(results / "by_subset.csv")
+    assert [by_subset["all", method]["missing"] for method in ("composite", "reinhard", "outputs")] == ["0", "1", "0"]
+    assert "KeyError: 'no such key'" in (results / "missing.csv").read_text() and caplog.text.count("Traceback") == 1

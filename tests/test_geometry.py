@@ -55,6 +55,14 @@ def test_resize_antialiases_and_leaves_the_same_size_alone():
     assert geometry.resize(stripes.to(torch.bfloat16), (16, 16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("length, other", [(3000, 64), (10, 64), (300, 299)])
+def test_resize_of_a_line_one_pixel_wide(length, other):
+    line = torch.rand(2, 3, length, 1)
+    expected = geometry.resize(line.repeat(1, 1, 1, 2), (other, 2))[..., :1]
+    assert torch.allclose(geometry.resize(line, (other, 1)), expected, atol=1e-5)
+    assert torch.allclose(geometry.resize(line.mT, (1, other)), expected.mT, atol=1e-5)
+
+
 def test_binarize_at_one_half():
     assert geometry.binarize(torch.tensor([0.0, 0.49, 0.5, 1.0])).tolist() == [0, 0, 1, 1]
 

@@ -177,6 +177,28 @@ def test_soft_mattes_blend():
     assert float((change - ramp[0, 0, 0] * whole).abs().max()) < 0.02
 
 
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (700, 1), (2, 1), (1, 1), (3000, 2)])
+def test_pictures_one_pixel_wide(size):
+    """A line's foreground takes on the harmonized picture's change of colour; the rest stays as it is, to the bit."""
+    height, width = size
+    composite = resize(texture(64, 64, 0), size).clamp(0.1, 0.9)
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., height // 2 :, width // 2 :] = 1
+    harmonized = resize(composite * torch.tensor([0.7, 0.85, 1.0]).view(1, 3, 1, 1), (64, 64))
+    result = transfer(harmonized, composite, mask)
+    assert result.isfinite().all()
+    inside = mask.expand_as(result) > 0
+    assert torch.equal(result[~inside], composite[~inside])
+    wanted = composite * torch.tensor([0.7, 0.85, 1.0]).view(1, 3, 1, 1)
+    assert (result - wanted)[inside].abs().mean() < 0.25 * (composite - wanted)[inside].abs().mean()
+
+
+@pytest.mark.parametrize("value", [1e-45, 1e-30, 1e-7])
+def test_a_mask_that_is_next_to_nothing_changes_nothing(value):
+    composite, harmonized = torch.rand(1, 3, 40, 40), torch.rand(1, 3, 40, 40)
+    assert torch.equal(transfer(harmonized, composite, torch.full((1, 1, 40, 40), value)), composite)
+
+
 @pytest.mark.parametrize("pixels, least", [(1, 0.0), (2, 0.03), (8, 0.07)])
 def test_a_tiny_mask_is_shifted_as_a_whole(pixels, least):
     """At the small size a pixel or two are mixed with what surrounds them: part of the change is seen, never more."""
