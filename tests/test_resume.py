@@ -137,6 +137,16 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(dataset, results
     assert same(output / "diffharmony.safetensors", results / "refiner/diffharmony.safetensors")
 
 
+def test_a_full_disk_at_a_sample_sheet_is_one_line_too(dataset, tmp_path):
+    command = runs.autoencoder(
+        dataset, "--sample-every", 1, "--checkpoint-every", 100, "--log-every", 100, output=tmp_path / "run"
+    )
+    assert runs.run(command, tmp_path / "stderr", file_limit=1500) == 2
+    message = [line for line in read(tmp_path / "stderr").splitlines() if "it/s" not in line and line.strip()]
+    assert len(message) == 1 and message[0].startswith("error: No room on the disk") and "samples" in message[0]
+    assert not list((tmp_path / "run/samples").iterdir())
+
+
 class Payload:
     """Pickled, it is a call of os.mkdir."""
 

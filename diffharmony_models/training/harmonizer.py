@@ -122,6 +122,8 @@ def run(args: argparse.Namespace) -> None:
     unet = checkpoint.build_unet(start.unet).float().train()
     unet.to(memory_format=torch.channels_last)
     vae = checkpoint.build_vae(start.vae).float().requires_grad_(False).to(memory_format=torch.channels_last)
+    if (factor := 2 ** (len(vae.config.block_out_channels) - 1)) != geometry.LATENT:
+        raise InputError(f"The VAE makes latents of 1/{factor} of a picture's side; stage 1 needs 1/{geometry.LATENT}")
     colors = None
     if start.color_regressor is not None:
         colors = checkpoint.build_color_regressor(start.color_regressor).float().requires_grad_(False)
