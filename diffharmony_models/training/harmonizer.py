@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--widths",
-        type=whole(1, 4096),
+        type=whole(1, 2048),
         nargs=4,
         default=(32, 64, 128, 128),
         help="of a new UNet, multiples of 32 (default %(default)s)",
     )
     parser.add_argument(
-        "--layers", type=whole(1, 64), default=1, help="residual layers a level of a new UNet (default %(default)s)"
+        "--layers", type=whole(1, 16), default=1, help="residual layers a level of a new UNet (default %(default)s)"
     )
     parser.add_argument(
         "--groups",
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--null-text",
-        type=whole(1, 4096),
+        type=whole(1, 2048),
         nargs=2,
         default=(8, 64),
         metavar=("TOKENS", "WIDTH"),

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: in
     group.add_argument("--steps", type=whole(1), default=steps, help="optimiser steps in all (default %(default)s)")
     group.add_argument(
         "--batch-size",
-        type=whole(1, 65536),
+        type=whole(1, 4096),
         default=batch_size,
         help="samples a step and process (default %(default)s)",
     )
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: in
     )
     group.add_argument(
         "--gradient-accumulation",
-        type=whole(1, 65536),
+        type=whole(1, 4096),
         default=1,
         help="batches that make one step (default %(default)s)",
     )
