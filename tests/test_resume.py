@@ -30,12 +30,19 @@ def results(dataset, tmp_path_factory):
     return root
 
 
-TRAINERS = {"autoencoder": "vae", "harmonizer": "harmonizer", "refiner": "diffharmony"}
+TRAINERS = {
+    "color_regressor": "color_regressor",
+    "autoencoder": "vae",
+    "harmonizer": "harmonizer",
+    "refiner": "diffharmony",
+}
 
 
 def arguments(name, dataset, results, output, *more, **run):
     before = {"harmonizer": ("autoencoder/vae.safetensors",), "refiner": ("harmonizer/harmonizer.safetensors",)}
     files = [results / file for file in before.get(name, ())]
+    if name == "harmonizer":
+        more = ("--colors", results / "color_regressor/color_regressor.safetensors", *more)
     return getattr(runs, name)(dataset, *files, *more, output=output, **run)
 
 
@@ -64,7 +71,7 @@ def test_a_killed_run_repeats_to_the_bit(name, dataset, results, tmp_path):
     assert same(output / "checkpoint-4" / FILE, results / name / "checkpoint-4" / FILE)
 
 
-@pytest.mark.parametrize("more", [("--recolor", "--start-as-copy"), ("--cache-latents", "1", "--root")], ids=" ".join)
+@pytest.mark.parametrize("more", [("--made", "--prediction-type", "sample"), ("--root",)], ids=" ".join)
 def test_other_ways_of_stage_one_repeat_too(dataset, results, tmp_path, more):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     commands = [arguments("harmonizer", dataset, results, output, *more) for output in (whole, broken)]
