@@ -146,3 +146,18 @@ def test_the_pretrained_features_are_those_of_the_package():
         for block in published._blocks:
             x = block(x)
         assert (backbone(image)[-1] - x).abs().max() < 1e-4 * x.abs().max()
+
+
+def test_amounts_of_any_change():
+    """What `mixed` makes of a change is what `apply` makes of it."""
+    composite, mask = scene()
+    composite = composite * 0.6 + 0.2  # far from clipping
+    changed = (composite * 0.9 + 0.05).where(mask > 0, composite)
+    assert recolor.mixed(composite, changed, Amounts()) is changed
+    assert torch.equal(recolor.mixed(composite, changed, Amounts(strength=0)), composite)
+    outside = (mask == 0).expand_as(composite)
+    light = recolor.mixed(composite, changed, Amounts(color=0))
+    assert torch.equal(light[outside], composite[outside])
+    assert ((light - composite) - (light - composite).mean(1, keepdim=True)).abs().max() < 1e-6
+    half = recolor.mixed(composite, changed, Amounts(strength=0.5))
+    assert torch.allclose(half, (composite + changed) / 2, atol=1e-6)

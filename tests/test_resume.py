@@ -31,7 +31,7 @@ def results(dataset, tmp_path_factory):
 
 
 TRAINERS = {
-    "regressor": "color_regressor",
+    "color_regressor": "color_regressor",
     "autoencoder": "vae",
     "harmonizer": "harmonizer",
     "refiner": "diffharmony",
@@ -41,6 +41,8 @@ TRAINERS = {
 def arguments(name, dataset, results, output, *more, **run):
     before = {"harmonizer": ("autoencoder/vae.safetensors",), "refiner": ("harmonizer/harmonizer.safetensors",)}
     files = [results / file for file in before.get(name, ())]
+    if name == "harmonizer":
+        more = ("--colors", results / "color_regressor/color_regressor.safetensors", *more)
     return getattr(runs, name)(dataset, *files, *more, output=output, **run)
 
 

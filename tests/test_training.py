@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from diffharmony_models import checkpoint, sampling
 from diffharmony_models.__main__ import _parser, main
+from diffharmony_models.errors import InputError
 from diffharmony_models.training import autoencoder, cache, data, harmonizer, loop
 
 
@@ -157,8 +158,8 @@ def test_a_perfect_network_has_no_loss(prediction, share):
                 "epsilon": (noisy - x0) / sigma,
                 "v_prediction": (noisy / (sigma**2 + 1) - x0) * (sigma**2 + 1).sqrt() / sigma,
                 "sample": x0,
-            }[prediction]
-            return type("Output", (), {"sample": sample})
+            }
+            return type("Output", (), {"sample": sample[prediction]})
 
     loss, _ = objective(Perfect(), batch, torch.Generator().manual_seed(0))
     assert loss.item() < 1e-6
@@ -221,17 +222,21 @@ def test_rooted_loss_counts_by_distance(monkeypatch):
     assert loss(4.0) / loss(2.0) == pytest.approx(2.0, rel=1e-3)
 
 
-def test_foregrounds_are_read_once_and_drawn_by_their_generator(dataset, tmp_path):
-    found = data.Foregrounds(dataset, "IHD_train.txt", 64)
-    first, again, other = (found.get(1, np.random.default_rng(seed)) for seed in (5, 5, 6))
-    assert len(found) == 6 and all(torch.equal(first[name], again[name]) for name in first)
+def test_foregrounds_are_drawn_by_position_and_lend_each_other_colors(dataset):
+    samples = data.Foregrounds(dataset, "IHD_train.txt", 64)
+    first, again, other = (samples.get(1, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["photo"], other["photo"])
-    for sample in (first, other):
-        assert set(sample["mask"].unique().tolist()) == {0.0, 1.0}
-    with pytest.raises(ValueError, match="No subset Other"):
-        data.Foregrounds(dataset, "IHD_train.txt", 64, ["Other"])
-    with pytest.raises(ValueError, match="masks"):
-        data.Foregrounds(runs.make_dataset(tmp_path / "empty", mask=0), "IHD_train.txt", 64)
+    assert first["photo"].shape == (3, 64, 64) and set(first["mask"].unique().tolist()) == {0.0, 1.0}
+    means = {tuple(samples.get(0, np.random.default_rng(seed))["mean"].tolist()) for seed in range(40)}
+    assert len(means) == len(samples) == 6
+
+
+def test_a_subset_can_be_held_out(dataset):
+    with pytest.raises(InputError, match="no picture that is not held out"):
+        data.Foregrounds(dataset, "IHD_train.txt", 64, ["Small"])
+    with pytest.raises(InputError, match="No subset small"):
+        data.Foregrounds(dataset, "IHD_train.txt", 64, ["small"])
 
 
 def test_foreground_loss_does_not_look_at_the_background():
@@ -546,8 +551,11 @@ def test_empty_masks_end_a_training(vae, stage1, tmp_path, capsys):
         assert "masks of the last 4 batches are empty" in refused(arguments, capsys)
         assert not list(output.glob("*.safetensors"))
         shutil.rmtree(output)
-    for arguments in (runs.harmonizer(dataset, vae, "--made", output=output), runs.regressor(dataset, output=output)):
-        assert "masks" in refused(arguments, capsys)
+    for arguments in (
+        runs.harmonizer(dataset, vae, "--made", output=output),
+        runs.color_regressor(dataset, output=output),
+    ):
+        assert "no foreground in any mask" in refused(arguments, capsys)
 
 
 class Numbers:

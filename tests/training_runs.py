@@ -47,13 +47,13 @@ def autoencoder(dataset: Path, *more: object, **run) -> list[str]:
     return command("train-autoencoder", dataset / "Small/real_images", "--size", 32, *WIDTHS, *more, **run)
 
 
+def color_regressor(dataset: Path, *more: object, **run) -> list[str]:
+    return command("train-color-regressor", dataset, "--size", 64, *more, **run)
+
+
 def harmonizer(dataset: Path, vae: Path, *more: object, **run) -> list[str]:
     sampling = ("--prediction-type", "v_prediction", "--sampler-share", "0.5")
     return command("train-harmonizer", dataset, "--vae", vae, "--size", 64, *WIDTHS, *sampling, *more, **run)
-
-
-def regressor(dataset: Path, *more: object, **run) -> list[str]:
-    return command("train-color-regressor", dataset, "--size", 64, *more, **run)
 
 
 def refiner(dataset: Path, stage1: Path, *more: object, **run) -> list[str]:

@@ -62,7 +62,9 @@ def make(
 
     # Lost colours can only be told from dull ones where the thing is vivid, as it is in the photos that people publish.
     vivid = of("dull") + of("transfer") * picker.chance(0.6)
-    own = torch.bmm(looks.own_color(picker, vivid), photo.flatten(2)).view_as(photo).clamp(0, 1)
+    # A thing may be dark or bright by itself, or stand in the shade: it need not be as light as what is around it.
+    shade = torch.exp2(picker.chance(0.4) * picker.normal(0.7).clamp(-1.5, 1.0) / looks.GAMMA)
+    own = torch.bmm(looks.own_color(picker, vivid) * shade[..., None], photo.flatten(2)).view_as(photo).clamp(0, 1)
     photo = torch.where(mask > 0, own, photo)
 
     strength = torch.exp(0.2 + picker.normal(0.4)).clamp(0.4, 1.8)
