@@ -261,6 +261,7 @@ def test_samples_depend_on_their_position_alone(dataset):
         assert all(torch.equal(a[name], b[name]) for name in a)
     epoch = [first._epoch[1].tolist() for position in (0, 6) if first[position] is not None]
     assert sorted(epoch[0]) == sorted(epoch[1]) == list(range(6))
+    assert epoch[0] != epoch[1]
 
 
 def test_crops_keep_a_foreground(dataset):
