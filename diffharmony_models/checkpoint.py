@@ -1,8 +1,8 @@
 """What a weight file or folder is: reading, writing, converting and building.
 
 Folders in the published layout (a diffusers pipeline with a refiner and a Harmony-VAE beside it), single parts, and our
-one-file checkpoint: one safetensors file with `unet.*`, `vae.*`, `refiner.*`, `harmony_vae.*` in diffusers' names,
-`null_text`, and each part's config as JSON in the metadata.
+one-file checkpoint: one safetensors file with `unet.*`, `vae.*`, `refiner.*`, `harmony_vae.*`, `color_regressor.*` in
+diffusers' or our names, `null_text`, and each part's config as JSON in the metadata.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ except ImportError:  # Windows, where an open file cannot be deleted anyway
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+_ALL = (*PARTS, "null_text")
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 STEPS = 5  # of the published sampling, and of every checkpoint that does not say otherwise
 
@@ -47,13 +48,14 @@ class Checkpoint:
     vae: Part | None = None
     refiner: Part | None = None
     harmony_vae: Part | None = None
+    color_regressor: Part | None = None
     null_text: torch.Tensor | None = None
     prediction_type: str = "epsilon"
     resolution: int = 1024
     steps: int = STEPS
 
 
-def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Checkpoint:
+def read(path: str | Path, parts: tuple[str, ...] = _ALL) -> Checkpoint:
     """Reads a folder in the published layout, at any level, or one file (one-file checkpoint or one part's weights).
 
     parts: what to read of `PARTS` and "null_text"; the rest stays None. The null text of a folder is computed from its
@@ -61,10 +63,18 @@ def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Ch
     Raises ValueError for files that are damaged, unsafe, of other widths than their config says, not finite, for
     UNets without 9 input channels, and where it is not clear which part is meant.
     """
+    checkpoint = _read(path, parts)
+    for kind in PARTS:
+        part = getattr(checkpoint, kind)
+        setattr(checkpoint, kind, part and parts_of.settled(part))
+    return checkpoint
+
+
+def _read(path: str | Path, parts: tuple[str, ...]) -> Checkpoint:
     path = Path(os.path.abspath(path))
-    unknown = set(parts) - {*PARTS, "null_text"}
+    unknown = set(parts) - set(_ALL)
     if unknown:
-        raise InputError(f"Unknown parts {sorted(unknown)}; expected some of {', '.join(PARTS)}, null_text.")
+        raise InputError(f"Unknown parts {sorted(unknown)}; expected some of {', '.join(_ALL)}.")
     found = folders.find(path)
     if found[0].kind == "checkpoint":
         return _read_one_file(found[0].where, parts)
@@ -78,7 +88,7 @@ def read(path: str | Path, parts: tuple[str, ...] = (*PARTS, "null_text")) -> Ch
             setattr(checkpoint, kind, _load(chosen[kind]))
     if "text_encoder" in chosen and "null_text" in parts:
         encoder = chosen["text_encoder"]
-        checkpoint.null_text = _null_text(_load(encoder))
+        checkpoint.null_text = _null_text(parts_of.settled(_load(encoder)))
     _check_null_text(checkpoint, path)
     return checkpoint
 
@@ -140,7 +150,7 @@ def convert(source: str | Path, target: str | Path, dtype: torch.dtype | str | N
         inside = Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source))
         if inside or any(os.path.samefile(target, file) for file in folders.sources(Path(os.path.abspath(source)))):
             raise InputError(f"{target} would be written over its source. Give another name.")
-    write(read(source), target, dtype)
+    write(_read(source, _ALL), target, dtype)
     return read(target)
 
 
@@ -161,8 +171,10 @@ def describe(checkpoint: Checkpoint) -> str:
             count = sum(tensor.numel() for tensor in part.state.values()) / 1e6
             dtypes = "/".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in part.state.values()}))
             facts = parts_of.facts(kind, shapes(part.state), checkpoint.name)
-            widths = "/".join(map(str, facts["block_out_channels"]))
-            words = f"{count:.1f} M parameters in {dtypes}, {facts['in_channels']} channels in, widths {widths}"
+            words = f"{count:.1f} M parameters in {dtypes}"
+            if "block_out_channels" in facts:
+                widths = "/".join(map(str, facts["block_out_channels"]))
+                words += f", {facts['in_channels']} channels in, widths {widths}"
         lines.append(f"  {NAMES[kind]:<11}  {words}")
     null_text = checkpoint.null_text
     lines.append(f"  {'null text':<11}  " + ("none" if null_text is None else " x ".join(map(str, null_text.shape))))
@@ -198,6 +210,11 @@ def build_refiner(part: Part) -> torch.nn.Module:
 def build_harmony_vae(part: Part) -> torch.nn.Module:
     """A `harmony_vae.HarmonyVAE` in eval mode; see `build_unet`."""
     return _build("harmony_vae", part)
+
+
+def build_color_regressor(part: Part) -> torch.nn.Module:
+    """A `networks.color_regressor.ColorRegressor` in eval mode; see `build_unet`."""
+    return _build("color_regressor", part)
 
 
 def _build(kind: str, part: Part) -> torch.nn.Module:
@@ -282,16 +299,16 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
                 there, lacking = ("tensors", "config") if kind in keys else ("config", "tensors")
                 raise InputError(f"{path}: the {NAMES[kind]} has {there} but no {lacking}. Get or convert it anew.")
             if kind in keys and kind in parts:
-                state = {key.partition(".")[2]: files.tensor(file, key) for key in keys[kind]}
+                state = {key.partition(".")[2]: file.get_tensor(key) for key in keys[kind]}
                 config = files.parse_json(metadata[kind], f"{path}, metadata {kind}")
                 part = parts_of.checked(kind, Part(config, state), path)
                 parts_of.check_finite(part, f"{path}, {NAMES[kind]}")
                 setattr(checkpoint, kind, part)
         if "null_text" in keys and "null_text" in parts:
-            checkpoint.null_text = files.tensor(file, "null_text")
+            checkpoint.null_text = file.get_tensor("null_text")
     _check_null_text(checkpoint, path)
     if checkpoint.null_text is not None:
-        checkpoint.null_text = checkpoint.null_text.float()
+        checkpoint.null_text = files.aligned(checkpoint.null_text.float())
     return checkpoint
 
 

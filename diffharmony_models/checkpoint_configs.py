@@ -15,6 +15,7 @@ NAMES = {
     "vae": "VAE",
     "refiner": "refiner",
     "harmony_vae": "Harmony-VAE",
+    "color_regressor": "colour regressor",
     "text_encoder": "text encoder",
 }
 RESOLUTIONS = range(64, 8193)
@@ -229,6 +230,14 @@ _SCHEMAS = {
         "mid_block_scale_factor": (_ONE, 1),
         "resnet_time_scale_shift": (OneOf("default"), "default"),
     },
+    "color_regressor": {
+        "_class_name": (OneOf("ColorRegressor"), "ColorRegressor"),
+        "size": (Whole(64, 512), _NEEDED),
+        "width": (Whole(16, 1024), _NEEDED),
+        "heads": (Whole(1, 16), _NEEDED),
+        "dropout": (Number(0, 0.9), 0.0),
+        "gain": (Number(0.1, 3), 1.0),
+    },
     "text_encoder": {
         "vocab_size": (OneOf(49408), 49408),
         "hidden_size": (Whole(1, 8192), _NEEDED),
@@ -274,6 +283,8 @@ def check_together(kind: str, config: dict, where: object = None) -> None:
     def refuse(words: str) -> None:
         raise InputError(f"{prefix(where, kind)}'s config says {words}. {_ADVICE}")
 
+    if kind == "color_regressor":
+        return
     if kind == "text_encoder":
         if config["hidden_size"] % config["num_attention_heads"]:
             refuse(
@@ -323,6 +334,11 @@ def shown(value: Any) -> str:
     except RecursionError:
         text = "lists within lists"
     return text if len(text) <= 80 else f"{text[:60]}…"
+
+
+def few(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def prefix(where: object, kind: str) -> str:

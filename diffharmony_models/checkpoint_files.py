@@ -38,10 +38,12 @@ def check_regular(path: Path) -> os.stat_result:
 
 def read_json(path: Path) -> dict:
     """The JSON object in a file."""
-    if check_regular(path).st_size > _LARGEST_JSON:
+    size = check_regular(path).st_size
+    if size > _LARGEST_JSON:
         raise InputError(f"{path}: larger than {_LARGEST_JSON >> 20} MB, which no such file is. Get it again.")
     try:
-        return parse_json(path.read_bytes(), path)
+        with open(path, "rb") as file:
+            return parse_json(file.read(size), path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({line(error)}). Get it again.") from error
 
@@ -83,7 +85,11 @@ def opened(path: Path) -> Iterator[safe_open]:
             header = int.from_bytes(raw.read(8), "little")
         if _LARGEST_HEADER < header <= size:
             raise InputError(f"{path}: a header of {header} bytes, more than any checkpoint's. Get it again.")
-        with safe_open(path, "pt") as file:
+        try:
+            file = safe_open(path, "pt")
+        except RuntimeError as error:  # torch could not map it
+            raise InputError(f"{path}: {size} bytes, too large for this machine. Get it again.") from error
+        with file:
             _check_names(names(file), path)
             yield file
     except (SafetensorError, OSError) as error:
@@ -92,11 +98,6 @@ def opened(path: Path) -> Iterator[safe_open]:
 
 def names(file: safe_open) -> list[str]:
     return list(file.keys())
-
-
-def tensor(file: safe_open, key: str) -> torch.Tensor:
-    """A tensor of an opened file, mapped where its place in memory allows."""
-    return aligned(file.get_tensor(key))
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -117,19 +118,20 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a weight file, mapped from it. InputError for what is none. Nothing in a pickle is executed."""
     if path.suffix == ".safetensors":
         with opened(path) as file:
-            return {key: tensor(file, key) for key in names(file)}
+            return {key: file.get_tensor(key) for key in names(file)}
     size = check_regular(path).st_size
     try:
         if not size:
             raise pickles.Refused("it is empty")
-        with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found, places = pickles.read(content)
+        with open(path, "rb") as raw:
+            content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)  # writing to it does not write to the file
+        found, places = pickles.read(content)
         state = found.get("state_dict") if isinstance(found, dict) else None
         state = state if isinstance(state, dict) else found
         if not isinstance(state, dict) or not all(isinstance(each, pickles.Tensor) for each in state.values()):
             raise InputError(f"{path}: not a file of named tensors. Give a part's weights, as diffusers saves them.")
         _check_names(list(state), path)
-        return {key: aligned(value) for key, value in pickles.mapped(path, state, places).items()}
+        return pickles.mapped(content, state, places)
     except (pickles.Refused, OSError) as error:
         raise InputError(
             f"{path}: cannot be read as plain tensors ({line(error)}): it is damaged, or a pickle that wants to run "

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint_configs import NAMES, shown
+from .checkpoint_configs import NAMES, few, shown
 from .checkpoint_files import check_regular, entries, line, peek, read_json
 from .checkpoint_parts import class_of, kind_of_config, kind_of_keys, strangers
 from .errors import InputError
@@ -233,7 +233,7 @@ def _weight_sets(folder: Path, there: list[Path], one: bool) -> list[list[Path]]
             rank = (re.search("non.ema", variant) is not None, "16" in variant, suffix == "bin")
             best[group] = min(best.get(group, (rank, path)), (rank, path))
     if one and len(best) > 1 and "" not in best:
-        names = ", ".join(path.name for _, path in best.values())
+        names = few([path.name for _, path in best.values()])
         raise InputError(f"{folder} holds several weight files: {names}. Point at one of them.")
     files = [best[group][1] for group in sorted(best)]
     return [_shards(path) if path.suffix == ".json" else [path] for path in files]
@@ -251,4 +251,4 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _listed(found: list[Found]) -> str:
-    return ", ".join(str(each.where) for each in found)
+    return few([str(each.where) for each in found])

@@ -13,10 +13,11 @@ import torch
 from . import checkpoint_configs as configs
 from . import checkpoint_shapes
 from .checkpoint_configs import NAMES, shown
-from .checkpoint_files import tensors
+from .checkpoint_files import aligned, tensors
 from .errors import InputError
+from .networks.color_regressor import HEAD_WIDTH
 
-PARTS = ("unet", "vae", "refiner", "harmony_vae")
+PARTS = ("unet", "vae", "refiner", "harmony_vae", "color_regressor")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _CLASSES = {
@@ -24,6 +25,7 @@ _CLASSES = {
     "AutoencoderKL": "vae",
     "UNet2DCustom": "refiner",
     "ConditionVAE": "harmony_vae",
+    "ColorRegressor": "color_regressor",
     "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder",
 }
@@ -67,6 +69,11 @@ def load(kind: str, files: list[Path], config: dict | None, where: Path) -> Part
     return part
 
 
+def settled(part: Part) -> Part:
+    """The part with each tensor where kernels treat it as torch's own: a copy of those that are mapped elsewhere."""
+    return Part(part.config, {key: aligned(tensor) for key, tensor in part.state.items()})
+
+
 def class_of(config: dict) -> str | None:
     """The class that a config.json of diffusers or transformers names."""
     architectures = config.get("architectures")
@@ -83,6 +90,8 @@ def kind_of_keys(shapes: dict) -> str | None:
     """The kind of part that has such tensors; None for what is no part."""
     if any(key.startswith("conditional_encoder.") for key in shapes):
         return "harmony_vae"
+    if any(key.startswith("backbone.stem.") for key in shapes):
+        return "color_regressor"
     if any(key.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for key in shapes):
         return "vae"
     if any(key.removeprefix("text_model.") == "embeddings.token_embedding.weight" for key in shapes):
@@ -147,6 +156,8 @@ def skeleton(kind: str, config: dict) -> torch.nn.Module:
         from diffusers import AutoencoderKL as Network
     elif kind == "refiner":
         from .refiner import Refiner as Network
+    elif kind == "color_regressor":
+        from .networks.color_regressor import ColorRegressor as Network
     else:
         from .harmony_vae import HarmonyVAE as Network
     with torch.device("meta"):
@@ -200,6 +211,8 @@ def facts(kind: str, shapes: dict[str, tuple], where) -> dict:
             "num_hidden_layers": count("encoder.layers."),
             "intermediate_size": size("encoder.layers.0.mlp.fc1.weight", 0),
         }
+    if kind == "color_regressor":
+        return {"width": size("curve.weight", 1), "heads": size("query.weight", 0) // HEAD_WIDTH}
     down, up = ("", "") if kind in ("unet", "refiner") else ("encoder.", "decoder.")
     levels = range(count(f"{down}down_blocks."))
     found = {

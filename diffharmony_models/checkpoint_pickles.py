@@ -13,7 +13,6 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -74,24 +73,18 @@ def read(content: mmap.mmap) -> tuple[object, Places]:
         raise Refused(str(error) or type(error).__name__) from error
 
 
-def mapped(path: Path, state: dict[str, Tensor], places: Places) -> dict[str, torch.Tensor]:
-    """The tensors themselves, mapped from the file; writing to them does not write to it. Raises `Refused`."""
-    size = path.stat().st_size
-    if sum(math.prod(tensor.size) * tensor.storage.dtype.itemsize for tensor in state.values()) > size:
+def mapped(content: mmap.mmap, state: dict[str, Tensor], places: Places) -> dict[str, torch.Tensor]:
+    """The tensors themselves, in the file's own bytes. Raises `Refused`."""
+    if sum(math.prod(tensor.size) * tensor.storage.dtype.itemsize for tensor in state.values()) > len(content):
         raise Refused("its tensors are larger than the file")
-    whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    storages: dict[Storage, torch.Tensor] = {}
     result = {}
     for name, tensor in state.items():
         kind, key, count = tensor.storage
         begin, there = places.get(key, (0, 0))
         if count * kind.itemsize > there:
             raise Refused(f"the data of {name} is missing")
-        if tensor.storage not in storages:
-            data = whole[begin : begin + count * kind.itemsize]
-            storages[tensor.storage] = (data.clone() if begin % kind.itemsize else data).view(kind)
-        data = storages[tensor.storage]
-        result[name] = data.as_strided(tensor.size, tensor.stride, data.storage_offset() + tensor.offset)
+        data = torch.frombuffer(content, dtype=kind, count=count, offset=begin)
+        result[name] = data.as_strided(tensor.size, tensor.stride, tensor.offset)
     return result
 
 
@@ -102,7 +95,7 @@ def _zipped(content: mmap.mmap) -> tuple[object, Places]:
     if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in listed):
         raise Refused("its members are compressed")
     if len(members) != len(listed) or sum(member.file_size for member in listed) > len(content):
-        raise Refused("its members are larger than the file")
+        raise Refused("its members are more than the file")
 
     def place(name: str) -> tuple[int, int]:
         member = members[name]

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import geometry, images
+from . import geometry, images, recolor
 from .errors import InputError, disk_full, printable, reason
-from .numbers import whole
+from .numbers import real, whole
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=file_or_folder,
         help="weights: one file or a folder (default: the bundled ones)",
     )
+    parser.add_argument(
+        "--method",
+        choices=("colors", "diffusion", "both"),
+        help="colors: the colour regressor, instant; diffusion: the paper's stages; both: one after the other "
+        "(default: colors where the checkpoint has a regressor, else diffusion)",
+    )
+    for name, what in (
+        ("strength", "how much of the change is made: 0 none, 1 all, above 1 more"),
+        ("light", "how much of its light, apart from its colour"),
+        ("color", "how much of its colour, apart from its light"),
+    ):
+        parser.add_argument(
+            f"--{name}", metavar="X", type=real(0, 1.5), default=1.0, help=f"{what}, 0 to 1.5 (default: 1)"
+        )
     parser.add_argument(
         "--resolution",
         metavar="R",
@@ -310,15 +324,17 @@ def sheet(
     """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one, whose size is
     that of stage 1, is shown in the composite's proportions."""
     height, width = composite.shape[-2:]
-    scale = min(1, SHEET_SIDE / max(height, width))
-    harmonized = geometry.resize(harmonized, (max(1, round(height * scale)), max(1, round(width * scale))))
-    ending = "not refined" if args.no_refine else "refined"
-    panels = [
-        ("composite", composite),
-        ("mask", mask),
-        ("harmonized", harmonized),
-        (ending if args.paper else "colours carried to the original", refined),
-    ]
+    panels = [("composite", composite), ("mask", mask)]
+    if harmonized is refined:  # by colours alone: there is nothing between the composite and the result
+        panels.insert(1, ("harmonized", refined))
+    else:
+        scale = min(1, SHEET_SIDE / max(height, width))
+        small = geometry.resize(harmonized, (max(1, round(height * scale)), max(1, round(width * scale))))
+        ending = "not refined" if args.no_refine else "refined"
+        panels += [
+            ("harmonized", small),
+            (ending if args.paper else "colours carried to the original", refined),
+        ]
     return images.comparison_sheet([panels] if height > width else [panels[:2], panels[2:]], SHEET_SIDE, title)
 
 
@@ -328,7 +344,8 @@ def _run_engine(
     height, width = picture.size
     wanted = args.resolution or engine.resolution
     inference = geometry.inference_size(height, width, wanted, args.shape)
-    if inference[0] * inference[1] > 4 * wanted**2:
+    method = args.method or engine.default_method
+    if method != "colors" and inference[0] * inference[1] > 4 * wanted**2:
         raise InputError(
             f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square"
         )
@@ -338,6 +355,8 @@ def _run_engine(
             return engine(
                 picture.pixels,
                 mask,
+                method=args.method,
+                amounts=recolor.Amounts(args.strength, args.light, args.color),
                 resolution=args.resolution,
                 shape=args.shape,
                 steps=args.steps,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from . import checkpoint as checkpoints
-from . import geometry, sampling
+from . import geometry, recolor, sampling
 from .errors import InputError
 from .harmony_vae import Posterior
 from .refiner import refine as refine_image
@@ -21,6 +21,7 @@ from .sampling import PREDICTIONS, Draws, Noise, randn
 logger = logging.getLogger(__name__)
 
 ENDINGS = ("transfer", "paper")
+METHODS = ("colors", "diffusion", "both")
 Progress = Callable[[int, int], None]
 
 _HOW = {
@@ -34,6 +35,10 @@ _HOW = {
         "refiner",
         "Leave it out (refine=False, `--no-refine`), train one with `train-refiner`, or put the published refinement/ "
         "beside the pipeline's folder; `convert` then makes one file of both.",
+    ),
+    "color_regressor": (
+        "colour regressor",
+        'Use the bundled checkpoint, train one with `train-color-regressor`, or harmonize with method "diffusion".',
     ),
     "harmony_vae": (
         "Harmony-VAE",
@@ -70,7 +75,7 @@ class DiffHarmony:
     """The parts of a checkpoint, and the flow through them. Parts may be missing; what needs one says so.
 
     unet: diffusers UNet2DConditionModel with 9 input channels. vae: AutoencoderKL. refiner: `Refiner`. harmony_vae:
-    `HarmonyVAE`. null_text: [tokens, width]. All parts on one device. prediction_type: what the UNet predicts,
+    `HarmonyVAE`. color_regressor: `ColorRegressor`. null_text: [tokens, width]. All parts on one device. prediction_type: what the UNet predicts,
     of `sampling.PREDICTIONS`. resolution, in pixels, and steps: the checkpoint's own, taken where a call says 0.
     """
 
@@ -80,6 +85,7 @@ class DiffHarmony:
         vae: torch.nn.Module | None = None,
         refiner: torch.nn.Module | None = None,
         harmony_vae: torch.nn.Module | None = None,
+        color_regressor: torch.nn.Module | None = None,
         null_text: torch.Tensor | None = None,
         prediction_type: str = "epsilon",
         resolution: int = 1024,
@@ -94,6 +100,7 @@ class DiffHarmony:
                 "mask 1, composite 4): DiffHarmony's own, or an SD 1.5 inpainting one to train from."
             )
         self.unet, self.vae, self.refiner, self.harmony_vae = unet, vae, refiner, harmony_vae
+        self.color_regressor = color_regressor
         self.null_text, self.prediction_type, self.name = null_text, prediction_type, name
         self.resolution, self.steps = resolution, steps
 
@@ -111,13 +118,16 @@ class DiffHarmony:
             part = getattr(checkpoint, kind)
             if part is not None:
                 parts[kind] = getattr(checkpoints, f"build_{kind}")(part).to(device, dtype).requires_grad_(False)
+        if checkpoint.color_regressor is not None:  # small, and its answers are large numbers in small differences
+            colors = checkpoints.build_color_regressor(checkpoint.color_regressor)
+            parts["color_regressor"] = colors.to(device, torch.float32).requires_grad_(False)
         settings = ("null_text", "prediction_type", "resolution", "steps", "name")
         return cls(**parts, **{key: getattr(checkpoint, key) for key in settings})
 
     @property
     def device(self) -> torch.device:
         """Where the parts are."""
-        for part in (self.unet, self.vae, self.harmony_vae, self.refiner):
+        for part in (self.unet, self.vae, self.harmony_vae, self.refiner, self.color_regressor):
             if part is not None:
                 return next(part.parameters()).device
         return torch.device("cpu")
@@ -222,6 +232,8 @@ class DiffHarmony:
         composite: torch.Tensor,
         mask: torch.Tensor,
         *,
+        method: str | None = None,
+        amounts: recolor.Amounts | None = None,
         resolution: int = 0,
         shape: str = "keep",
         steps: int = 0,
@@ -238,6 +250,9 @@ class DiffHarmony:
     ) -> Result:
         """Harmonizes composites. Arguments as for `harmonize_latents`, and:
 
+        method: "colors", the colour regressor alone, at the output size; "diffusion", the paper's stages; "both", the
+        stages on what the regressor has made of the composite; None: `default_method`. amounts: how much of the change is
+        made.
         output_size: (height, width) of the result, to which composite and mask are resized first; None: the
         composite's own. ending: "transfer" carries the colours to the composite's own pixels; "paper" scales the decoded
         image to the output size and refines it there. refine: run the refiner, for "paper"; "transfer" reads the colours,
@@ -250,6 +265,13 @@ class DiffHarmony:
         0.5, comes back whole, and no network runs for it. Raises ValueError for sizes that differ, for a part that the
         checkpoint lacks and for NaN in what the weights make.
         """
+        method, amounts = method or self.default_method, amounts or recolor.Amounts()
+        if method not in METHODS:
+            raise InputError(f'Unknown method "{method}"; expected one of {", ".join(METHODS)}.')
+        if method != "diffusion":
+            self._need("color_regressor")
+        if method == "colors":
+            return self._recolored(composite, mask, output_size, amounts, feather, progress)
         self._check_ending(ending, refine)
         if harmony_vae is None:
             harmony_vae = self.harmony_vae is not None and (ending == "transfer" or self.vae is None)
@@ -259,8 +281,11 @@ class DiffHarmony:
         draws = Draws(len(composite), keep, seeds, generator, noise)
         steps = steps or self.steps
         report = _Report(progress, steps + 3)
-        target = geometry.resize(composite.float(), output_size or composite.shape[-2:])
-        result = Result(geometry.resize(composite.float(), size).clone(), target.clone())
+        target = original = geometry.resize(composite.float(), output_size or composite.shape[-2:])
+        if method == "both":
+            composite, change = recolor.harmonize(self.color_regressor, composite.float(), mask)
+            target = recolor.apply(target, geometry.resize(mask.float(), target.shape[-2:]), change)
+        result = Result(geometry.resize(composite.float(), size).clone(), original.clone())
         if not keep:
             report(report.total)
             return result
@@ -272,10 +297,34 @@ class DiffHarmony:
             report(1)
             chosen_mask = geometry.resize(chosen_mask.float(), target.shape[-2:])
             refined = self._finish(harmonized, target[keep], chosen_mask, ending, refine, feather)
+            refined = recolor.mixed(original[keep], refined, amounts)
             report(1)
         result.harmonized[keep] = harmonized
         result.refined[keep] = refined
         return result
+
+    @property
+    def default_method(self) -> str:
+        """ "colors" where there is a colour regressor: it is instant, and better than the small diffusion model."""
+        return "diffusion" if self.color_regressor is None else "colors"
+
+    def _recolored(
+        self,
+        composite: torch.Tensor,
+        mask: torch.Tensor,
+        output_size: tuple[int, int] | None,
+        amounts: recolor.Amounts,
+        feather: int,
+        progress: Progress | None,
+    ) -> Result:
+        """The method "colors": both of the result's pictures are the same."""
+        composite, mask = geometry.match(composite, mask)
+        change = recolor.predict(self.color_regressor, composite.float(), mask)
+        target = geometry.resize(composite.float(), output_size or composite.shape[-2:])
+        shown = geometry.resize(mask.float(), target.shape[-2:]) * (~geometry.is_empty(mask))[:, None, None, None]
+        refined = recolor.apply(target, shown, change, amounts, feather)
+        _Report(progress, 1)(1)
+        return Result(refined, refined)
 
     def _sample(
         self,

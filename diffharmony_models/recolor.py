@@ -140,6 +140,22 @@ def _interpolation(cells: int, length: int, start: int, stop: int, like: torch.T
     return F.interpolate(eye, length, mode="linear", align_corners=False)[:, 0, start:stop]
 
 
+def mixed(composite: torch.Tensor, changed: torch.Tensor, amounts: Amounts) -> torch.Tensor:
+    """So much of any change from the composite to `changed`, both [B, 3, H, W] in [0, 1]; `local` has no part in it.
+
+    With the default amounts `changed` comes back as it is, with strength 0 the composite, and pixels that are equal in
+    both stay so, all to the bit.
+    """
+    if amounts.strength == amounts.light == amounts.color == 1:
+        return changed
+    luma = torch.tensor(LUMA, device=composite.device)[:, None, None]
+    difference = changed - composite
+    light = (difference * luma).sum(1, keepdim=True)
+    moved = composite + amounts.strength * (amounts.light * light + amounts.color * (difference - light))
+    same = (difference == 0).all(1, keepdim=True) if amounts.strength else torch.ones_like(light, dtype=torch.bool)
+    return torch.where(same, composite, moved.clamp(0, 1))
+
+
 def harmonize(
     regressor: ColorRegressor,
     composite: torch.Tensor,

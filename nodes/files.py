@@ -11,6 +11,7 @@ from collections import deque
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..diffharmony_models import checkpoint, checkpoint_folders
+from ..diffharmony_models.checkpoint_configs import few
 from ..diffharmony_models.checkpoint_files import entries
 from ..diffharmony_models.checkpoint_parts import kind_of_config
 from ..diffharmony_models.errors import InputError
@@ -44,7 +45,7 @@ def resolve(name: str, folders: list[str]) -> Path:
             return Path(folder) / path
     raise InputError(
         f'There is no checkpoint "{name}". Put its file, or the unpacked zip of the published weights (github.com/nicecv/DiffHarmony), '
-        f"into {where}, press R, and choose it. There is: {', '.join(there)}."
+        f"into {where}, press R, and choose it. There is: {few(there)}."
     )
 
 

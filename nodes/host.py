@@ -30,7 +30,8 @@ from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 
 from ..diffharmony_models import checkpoint, refiner, sampling
-from ..diffharmony_models.checkpoint_parts import Part, line
+from ..diffharmony_models.checkpoint_files import line
+from ..diffharmony_models.checkpoint_parts import Part
 from ..diffharmony_models.harmony_vae import Posterior
 from . import native
 

@@ -97,5 +97,6 @@ def _null_text(path: Path, resolution: int):
         encoder = checkpoint_folders.choose(path, checkpoint_folders.find(path))[0].get("text_encoder")
         if encoder is None:
             return None
-        null_text = host.null_text_of(checkpoint_parts.load(encoder.kind, encoder.files, encoder.config, encoder.where))
+        part = checkpoint_parts.load(encoder.kind, encoder.files, encoder.config, encoder.where)
+        null_text = host.null_text_of(checkpoint_parts.settled(part))
     return None if null_text is None else host.conditioning(null_text, resolution)

@@ -19,9 +19,12 @@ from diffharmony_models import checkpoint_configs, checkpoint_shapes
 from diffharmony_models.checkpoint import PARTS, Checkpoint, Part
 from diffharmony_models.errors import InputError
 from diffharmony_models.harmony_vae import HarmonyVAE
+from diffharmony_models.networks.color_regressor import ColorRegressor
 from diffharmony_models.refiner import Refiner
 
 WIDTHS = {"golden": ((32, 64, 64, 64), (32, 32, 64, 64)), "others": ((32, 96), (32, 64))}
+# What the published layout has folders for.
+PUBLISHED = tuple(kind for kind in PARTS if kind != "color_regressor")
 BUILD = {kind: getattr(checkpoints, f"build_{kind}") for kind in PARTS}
 SHARD = "diffusion_pytorch_model-00001-of-00002.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -52,7 +55,15 @@ def networks(size: str) -> dict[str, torch.nn.Module]:
     for name, parameter in harmony_vae.named_parameters():
         if "skip" in name:
             torch.nn.init.normal_(parameter)
-    return {"unet": unet, "vae": vae, "refiner": Refiner(**blocks), "harmony_vae": harmony_vae}
+    colors = ColorRegressor(size=64, width=16)
+    torch.nn.init.normal_(colors.curve.weight, std=0.05)
+    return {
+        "unet": unet,
+        "vae": vae,
+        "refiner": Refiner(**blocks),
+        "harmony_vae": harmony_vae,
+        "color_regressor": colors,
+    }
 
 
 def run(kind: str, module: torch.nn.Module) -> torch.Tensor:
@@ -68,6 +79,8 @@ def run(kind: str, module: torch.nn.Module) -> torch.Tensor:
             return module(noise(1, 3, 32, 32)).sample
         if kind == "refiner":
             return module(noise(1, 7, 32, 32))
+        if kind == "color_regressor":
+            return module(noise(1, 3, 64, 64), torch.ones(1, 1, 64, 64)).curve
         image, mask = noise(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
         condition = module.encode_condition(image, mask)
         return module.decode(torch.zeros_like(condition.posterior.mean), condition)
@@ -256,12 +269,12 @@ def test_dtype(dtype, tiny, tmp_path):
 def test_convert_and_describe(root, tiny, tmp_path):
     made = checkpoints.convert(root, tmp_path / "one.safetensors", "fp16")
     loaded = checkpoints.read(tmp_path / "one.safetensors")
-    assert names(loaded) == names(made) == {*PARTS, "null_text"}
+    assert names(loaded) == names(made) == {*PUBLISHED, "null_text"}
     assert torch.equal(loaded.null_text, checkpoints.read(root).null_text)
     again = checkpoints.convert(tmp_path / "one.safetensors", tmp_path / "again.safetensors")
     assert same(again.unet, loaded.unet)
     text = checkpoints.describe(made)
-    assert len(text.splitlines()) == 6 and "float16" in text and "32/96" in text and "77 x 16" in text
+    assert len(text.splitlines()) == 7 and "float16" in text and "32/96" in text and "77 x 16" in text
     count = sum(value.numel() for value in tiny.unet.state.values()) / 1e6
     assert f"{count:.1f} M" in text
     assert "none" in checkpoints.describe(Checkpoint("empty"))
@@ -340,7 +353,7 @@ def test_what_another_run_is_writing_is_left_to_it(tiny, tmp_path):
     assert len(list(tmp_path.glob(".out.safetensors.*.part"))) == 1
     process.communicate("\n" * 10_000)
     assert process.returncode == 0
-    assert names(checkpoints.read(target)) == {"unet"} and len(os.listdir(tmp_path)) == 2
+    assert "unet" in names(checkpoints.read(target)) and len(os.listdir(tmp_path)) == 2
 
 
 def test_an_interrupted_run_leaves_nothing(tiny, tmp_path, monkeypatch):
@@ -430,9 +443,9 @@ def test_nothing_heavy_is_imported():
 # Folders.
 
 LEVELS = {  # what is pointed at, and what must come of it
-    ".": {*PARTS, "null_text"},
-    "..": {*PARTS, "null_text"},
-    "base": {*PARTS, "null_text"},
+    ".": {*PUBLISHED, "null_text"},
+    "..": {*PUBLISHED, "null_text"},
+    "base": {*PUBLISHED, "null_text"},
     "base/unet": {"unet"},
     "base/vae": {"vae"},
     "base/text_encoder": {"null_text"},
@@ -461,8 +474,8 @@ def test_renamed_copies(where, root, tiny):
         (root / old).rename(root / new)
     (root / "stuff" / WEIGHTS).rename(root / "stuff" / "downloaded.safetensors")
     loaded = checkpoints.read(root / where)
-    assert names(loaded) == {*PARTS, "null_text"}
-    assert all(same(getattr(loaded, kind), getattr(tiny, kind)) for kind in PARTS)
+    assert names(loaded) == {*PUBLISHED, "null_text"}
+    assert all(same(getattr(loaded, kind), getattr(tiny, kind)) for kind in PUBLISHED)
 
 
 def test_misleading_names(root, tiny):
@@ -475,13 +488,13 @@ def test_misleading_names(root, tiny):
 
 def test_parts_side_by_side_without_a_pipeline(tiny, text_encoder, tmp_path):
     folder = tmp_path / "flat"
-    for kind, name in zip(PARTS, ("unet", "vae", "refiner", "condition_vae")):
+    for kind, name in zip(PUBLISHED, ("unet", "vae", "refiner", "condition_vae")):
         save(folder / name, getattr(tiny, kind))
     save(folder / "text_encoder", text_encoder, "model.safetensors")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
     loaded = checkpoints.read(folder)
-    assert names(loaded) == {*PARTS, "null_text"} and loaded.prediction_type == "v_prediction"
+    assert names(loaded) == {*PUBLISHED, "null_text"} and loaded.prediction_type == "v_prediction"
     assert checkpoints.read(folder / "unet").prediction_type == "v_prediction"
 
 
@@ -557,10 +570,10 @@ def test_only_some_parts(root):
 def test_null_text_of_the_published_text_encoder(golden_dir):
     expected = load_file(golden_dir / "golden.safetensors")["null_text"][0]
     loaded = checkpoints.read(golden_dir)
-    assert names(loaded) == {*PARTS, "null_text"} and loaded.null_text.dtype == torch.float32
+    assert names(loaded) == {*PUBLISHED, "null_text"} and loaded.null_text.dtype == torch.float32
     assert (loaded.null_text - expected).abs().max() <= 1e-5
-    for kind, build in BUILD.items():
-        assert same(checkpoints.part_from(build(getattr(loaded, kind))), getattr(loaded, kind))
+    for kind in PUBLISHED:
+        assert same(checkpoints.part_from(BUILD[kind](getattr(loaded, kind))), getattr(loaded, kind))
 
 
 @pytest.mark.parametrize(
@@ -742,8 +755,8 @@ BAD = {
         "encoder.conv_in.weight is missing",
     ),
     "prediction type": (
-        lambda r: _put(r / "base/scheduler/scheduler_config.json", b'{"prediction_type": "sample"}').parents[1],
-        '"sample"',
+        lambda r: _put(r / "base/scheduler/scheduler_config.json", b'{"prediction_type": "flow"}').parents[1],
+        '"flow"',
         "epsilon",
     ),
 }
@@ -756,12 +769,12 @@ def test_bad_input(case, root):
     refused(lambda: checkpoints.read(path), *words)
 
 
-WRONG = {  # what is done to a part's state (p: where its last layers are), and what the message must say
-    "missing": (lambda s, p: s.pop(f"{p}conv_norm_out.weight"), "1 missing (", "conv_norm_out.weight)"),
-    "left over": (lambda s, p: s.update({"strange.weight": torch.ones(1)}), "1 left over (strange.weight)"),
+WRONG = {  # what is done to a part's state and its last layer's name, and what the message must say
+    "missing": (lambda s, last: s.pop(f"{last}.weight"), "1 missing (", "{last}.weight)"),
+    "left over": (lambda s, last: s.update({"strange.weight": torch.ones(1)}), "1 left over (strange.weight)"),
     "of another shape": (
-        lambda s, p: s.update({f"{p}conv_norm_out.bias": torch.ones(7)}),
-        "conv_norm_out.bias [7] instead of [32]",
+        lambda s, last: s.update({f"{last}.bias": torch.ones(7)}),
+        "{last}.bias [7] instead of [",
     ),
 }
 
@@ -772,8 +785,11 @@ def test_strict_loading(kind, case, tiny, tmp_path):
     change, *words = WRONG[case]
     part = getattr(tiny, kind)
     broken = Part(part.config, dict(part.state))
-    change(broken.state, "decoder." if "vae" in kind else "")
-    name = {"unet": "UNet", "vae": "VAE", "harmony_vae": "Harmony-VAE"}.get(kind, kind)
+    last = {"vae": "decoder.conv_norm_out", "harmony_vae": "decoder.conv_norm_out", "color_regressor": "field"}
+    last = last.get(kind, "conv_norm_out")
+    change(broken.state, last)
+    words = [word.replace("{last}", last) for word in words]
+    name = checkpoint_configs.NAMES[kind]
     refused(lambda: BUILD[kind](broken), f"The {name}'s tensors", *words)
     folder = save(tmp_path / "part", broken)
     refused(lambda: checkpoints.convert(folder, tmp_path / "out.safetensors"), *words)

@@ -160,6 +160,8 @@ def test_samplers_are_those_of_diffusers(sampler, prediction):
         timestep_spacing="linspace",
         prediction_type=prediction,
     )
+    if (sampler, prediction) == ("euler_ancestral", "sample"):
+        pytest.skip("diffusers has no such")
     scheduler.set_timesteps(7)
     noise, network = torch.randn(2, 4, 2, 2), lambda x, t: torch.tanh(x + t / 1000)
     generator = torch.Generator().manual_seed(5)
@@ -180,6 +182,8 @@ def test_a_network_that_knows_the_answer_gives_it(prediction, steps):
     def oracle(x, timestep):
         sigma = sigma_of[timestep.item()]
         noise = (x * (sigma**2 + 1) ** 0.5 - answer) / sigma
+        if prediction == "sample":
+            return answer
         return noise if prediction == "epsilon" else (noise - sigma * answer) / (sigma**2 + 1) ** 0.5
 
     for sampler in sampling.SAMPLERS:
@@ -336,7 +340,7 @@ def test_sizes_that_differ(engine):
     [
         ({"sampler": "heun"}, "heun"),
         ({"ending": "photo"}, "photo"),
-        ({"steps": 0}, "at least 1 step"),
+        ({"steps": -1}, "at least 1 step"),
         ({"shape": "stretch"}, "stretch"),
         ({"resolution": 63}, "too small"),
     ],
@@ -380,8 +384,8 @@ def test_another_unet_is_refused():
         unet = UNet2DConditionModel(in_channels=4, block_out_channels=(32, 32, 32, 32))
     with pytest.raises(ValueError, match="4 input channels; harmonization needs 9"):
         tiny(unet=unet)
-    with pytest.raises(ValueError, match="sample"):
-        tiny(prediction_type="sample")
+    with pytest.raises(ValueError, match="flow"):
+        tiny(prediction_type="flow")
 
 
 @pytest.mark.parametrize(

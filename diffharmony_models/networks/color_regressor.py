@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import InputError
 
 # (expansion, kernel, stride, width, repeats) of EfficientNet-lite0's stages after its 32-wide stem.
 STAGES = (
@@ -33,14 +32,7 @@ TAPS = (1, 2, 4, 6)  # the stages whose output is read: strides 4, 8, 16, 32
 MONOMIALS = 10  # 1, r, g, b, r², g², b², rg, rb, gb
 LOCAL = 6  # a gain and an offset for each channel
 BINS = 8  # of the colour histograms
-# What a checkpoint's config may say: type, least and greatest value.
-CONFIG = {
-    "size": (int, 64, 512),
-    "width": (int, 16, 1024),
-    "heads": (int, 1, 16),
-    "dropout": (float, 0.0, 0.9),
-    "gain": (float, 0.1, 3.0),
-}
+HEAD_WIDTH = 32  # of the attention
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -128,11 +120,21 @@ class ColorRegressor(nn.Module):
 
     def __init__(self, size: int = 160, width: int = 256, heads: int = 4, dropout: float = 0.2, gain: float = 1.0):
         super().__init__()
-        self.config = {"size": size, "width": width, "heads": heads, "dropout": dropout, "gain": gain}
+        self.config = {
+            "_class_name": "ColorRegressor",
+            "size": size,
+            "width": width,
+            "heads": heads,
+            "dropout": dropout,
+            "gain": gain,
+        }
         self.size, self.heads, self.gain = size, heads, gain
         self.backbone = Backbone()
         widths = [STAGES[tap][3] for tap in TAPS]
-        self.query, self.key = Convolution(widths[2], 32 * heads, 1), Convolution(widths[2], 32 * heads, 1)
+        self.query, self.key = (
+            Convolution(widths[2], HEAD_WIDTH * heads, 1),
+            Convolution(widths[2], HEAD_WIDTH * heads, 1),
+        )
         pooled = 2 * sum(widths) + 2 * (3 + 6 + 3 * BINS) + 6 * heads
         self.normalize = nn.LayerNorm(pooled)
         self.hidden = nn.Sequential(
@@ -153,21 +155,8 @@ class ColorRegressor(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict) -> "ColorRegressor":
-        """The network that a checkpoint's config describes; keys that it does not know are ignored.
-
-        Raises InputError for values of another type or outside their range.
-        """
-        settings = {}
-        for key, (kind, low, high) in CONFIG.items():
-            value = config.get(key)
-            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
-                raise InputError(
-                    f"The colour regressor's config says {key} = {value!r}; expected a number ({kind.__name__})."
-                )
-            if not low <= value <= high:
-                raise InputError(f"The colour regressor's config says {key} = {value}; expected {low} to {high}.")
-            settings[key] = kind(value)
-        return cls(**settings)
+        """The network that a clean config describes."""
+        return cls(**{key: value for key, value in config.items() if not key.startswith("_")})
 
     def forward(self, composite: torch.Tensor, mask: torch.Tensor, frozen: int = 0) -> ColorChange:
         """composite: [B, 3, S, S] in [0, 1]; mask: [B, 1, S, S] in [0, 1]. See `predict` for pictures of any size."""
@@ -196,8 +185,10 @@ class ColorRegressor(nn.Module):
         """[B, 6 heads, h, w]: at each place, the background's colours at places that look alike, and how far its own
         colours are from them.
         """
-        query, key = (layer(features).flatten(2).unflatten(1, (self.heads, 32)) for layer in (self.query, self.key))
-        scores = torch.einsum("bhcq,bhck->bhqk", query, key) * 32**-0.5
+        query, key = (
+            layer(features).flatten(2).unflatten(1, (self.heads, HEAD_WIDTH)) for layer in (self.query, self.key)
+        )
+        scores = torch.einsum("bhcq,bhck->bhqk", query, key) * HEAD_WIDTH**-0.5
         outside = (1 - inside).flatten(2)[:, :, None]  # [B, 1, 1, k]
         weights = F.softmax(scores + torch.log(outside + 1e-4), dim=-1)
         values = colors[:, 3:].flatten(2)

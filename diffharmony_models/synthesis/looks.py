@@ -82,6 +82,16 @@ def draw(picker: Draw, strength: torch.Tensor) -> Look:
     )
 
 
+def select(chosen: torch.Tensor, first: Look, second: Look) -> Look:
+    """The first look for pictures where `chosen` [B, 1] is above 0, the second for the others."""
+    return Look(
+        *(
+            torch.where((chosen > 0).view(-1, *(1,) * (one.ndim - 1)), one, other)
+            for one, other in zip(first, second, strict=True)
+        )
+    )
+
+
 def color_matrix(saturation: torch.Tensor, hue: torch.Tensor) -> torch.Tensor:
     """[B, 3, 3] that scales the chroma by `saturation` [B, 1], turns it by `hue` [B, 1] radians and keeps the luma."""
     luma = torch.tensor(LUMA, device=hue.device)
@@ -102,16 +112,18 @@ def apply(image: torch.Tensor, look: Look) -> torch.Tensor:
     size = image.shape
     x = image.flatten(2) * look.gain[..., None]
     rolled = x * (1 + x / SHOULDER**2) / (1 + x) * (1 + 1 / SHOULDER) / (1 + 1 / SHOULDER**2)
-    x = torch.lerp(x, rolled, (look.shoulder * (look.gain.mean(1) > 1))[:, None, None]).clamp(0, 1)
-    if (look.power != 1).any():
-        x = (x + 1e-4) ** look.power[:, None, None]
+    x = torch.lerp(x, rolled, (look.shoulder * (look.gain.mean(1) > 1))[:, None, None]).clamp_(0, 1)
+    bent = look.power != 1
+    if bent.any():
+        x[bent] = (x[bent] + 1e-4) ** look.power[bent, None, None]
     x = torch.baddbmm(torch.zeros((), device=x.device), look.matrix, x).clamp_(0, 1)
     contrast, lift = look.curve[:, 0, :, None], look.curve[:, 1, :, None]
     x = x + x * (1 - x) * (lift + contrast * (2 * x - 1))
-    if (look.tones != 0).any():
+    toned = (look.tones != 0).any(2).any(1)
+    if toned.any():
         luma = torch.tensor(LUMA, device=x.device)
-        light = torch.einsum("c,bcn->bn", luma, x)[:, None]
-        x = x + (1 - light) ** 2 * look.tones[:, 0, :, None] + light**2 * look.tones[:, 1, :, None]
+        light = torch.einsum("c,bcn->bn", luma, x[toned])[:, None]
+        x[toned] += (1 - light) ** 2 * look.tones[toned, 0, :, None] + light**2 * look.tones[toned, 1, :, None]
     black, white = look.levels[:, :1, None], look.levels[:, 1:, None]
     return (x * (white - black) + black).clamp_(0, 1).view(size)
 
@@ -133,6 +145,25 @@ def dull(picker: Draw) -> Look:
         curve=torch.stack([contrast.expand(-1, 3), lift.expand(-1, 3)], dim=1),
         tones=picker.normal(0.03, 6).unflatten(1, (2, 3)),
         levels=torch.cat([picker.uniform(0.0, 0.12), picker.uniform(0.85, 1.0)], dim=1),
+    )
+
+
+def flat(picker: Draw) -> Look:
+    """A finished photo as it may have left the camera: darker, with less contrast and less colour (HAdobe5k's real
+    images).
+    """
+    device = picker.generator.device
+    temperature = picker.normal(0.25)
+    stops = -picker.uniform(0.0, 1.6) + torch.cat([temperature / 2, picker.normal(0.08), -temperature / 2], dim=1)
+    contrast, lift = -picker.uniform(0.0, 0.8), picker.normal(0.15)
+    return Look(
+        gain=torch.exp2(stops / GAMMA),
+        shoulder=torch.zeros(picker.count, device=device),
+        power=torch.ones(picker.count, device=device),
+        matrix=color_matrix(picker.uniform(0.45, 1.0), picker.normal(0.05)),
+        curve=torch.stack([contrast.expand(-1, 3), lift.expand(-1, 3)], dim=1),
+        tones=torch.zeros(picker.count, 2, 3, device=device),
+        levels=torch.cat([picker.uniform(-0.02, 0.05), picker.uniform(0.8, 1.0)], dim=1),
     )
 
 

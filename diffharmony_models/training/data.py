@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..synthesis import composites
 from . import sources
 
+THINGS = {"ccp", "coco", "bsds500", "ecssd", "person-seg", "weizmann-horses", "camvid"}
 MARGIN = 1.25  # pictures are kept in memory at so many times the training size, so that crops stay sharp
 
 
@@ -236,8 +237,12 @@ class Foregrounds:
             )
         if not seen:
             raise InputError(f"{root / list_file} names no picture that is not held out.")
-        # A large source must not rule: sources count by the root of their size.
-        weights = np.array([subsets.count(name) ** -0.5 for name in subsets])
+        if not self.pictures:
+            raise InputError(
+                f"There is no foreground in any mask of {root / list_file}; white, or opaque, is foreground."
+            )
+        # A large source must not rule: sources count by the root of their size. A mask of a thing is worth two of regions.
+        weights = np.array([subsets.count(name) ** -0.5 * (2 if name in THINGS else 1) for name in subsets])
         self.cumulative = np.cumsum(weights / weights.sum())
         found = [
             composites.statistics(*(to_tensor(picture.resize((48, 48)))[None] for picture in pair))

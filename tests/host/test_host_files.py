@@ -1,5 +1,6 @@
 """Checkpoints in the host: which names are offered, which are refused and how, and when a file is read again."""
 
+import json
 import os
 import shutil
 
@@ -41,6 +42,48 @@ def test_the_list_has_files_and_published_folders_and_nothing_else(host, publish
         name for name in names if "inverse" in name or "notes" in name or name.endswith(("unet", "vae", "encoder"))
     ]
     assert len(names) == len(set(names))
+
+
+def test_bad_entries_leave_the_list_as_it_was(host, published):
+    bad = published / "bad"
+    before = offered(host)
+    for number, content in enumerate((b'{"architectures": 5}', b"[" * 100_000, b'{"_class_name": [[1]]}')):
+        (bad / f"config {number}").mkdir(parents=True)
+        (bad / f"config {number}" / "config.json").write_bytes(content)
+    os.mkfifo(bad / "pipe.safetensors")
+    for number in range(30):
+        (bad / f"again {number}").symlink_to(".")
+        (bad / f"up {number}").symlink_to("..")
+    try:
+        assert offered(host) == before and "base" in before
+    finally:
+        shutil.rmtree(bad)
+
+
+SAID = {  # what a one-file checkpoint says of itself, and what the message must say of that
+    "groups": ({"unet": {"norm_num_groups": -8}}, "norm_num_groups -8"),
+    "layers": ({"unet": {"layers_per_block": [1_000_000_000, 1, 1, 1]}}, "layers_per_block"),
+    "width of time": ({"unet": {"time_embedding_dim": -5}}, "time_embedding_dim -5"),
+    "no scale": ({"vae": {"scaling_factor": None}}, "scaling_factor None"),
+    "heads": ({"refiner": {"attention_head_dim": 0}}, "attention_head_dim 0"),
+    "resolution": ({"resolution": "20000"}, 'resolution "20000"'),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_a_config_that_says_what_it_must_not_is_told_of(host, case):
+    changes, words = SAID[case]
+    content, path = weights.whole(), host.models / "diffharmony" / "said.safetensors"
+    tensors, metadata = {"null_text": content.null_text}, {"format": "diffharmony"}
+    for kind in ("unet", "vae", "refiner"):
+        part = getattr(content, kind)
+        tensors |= {f"{kind}.{key}": value.clone() for key, value in part.state.items()}
+        metadata[kind] = json.dumps(part.config | changes.get(kind, {}))
+    metadata |= {key: value for key, value in changes.items() if isinstance(value, str)}
+    save_file(tensors, path, metadata)
+    with pytest.raises((Failed, Refused)) as failure:
+        load_only(host, path.name)
+    assert words in str(failure.value) and "said.safetensors" in str(failure.value)
 
 
 def encode(host, name: str):
