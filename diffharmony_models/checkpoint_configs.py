@@ -306,7 +306,7 @@ def resolution(value: Any, where: object) -> int:
     if not plain or int(text) not in RESOLUTIONS:
         raise InputError(
             f'{where}: resolution "{shown(text)}" is no number of pixels from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]}. '
-            "Get or convert it anew."
+            "Get or convert it again."
         )
     return int(text)
 

@@ -102,7 +102,7 @@ def strangers(shapes: dict) -> str:
     if any(key.startswith(("model.diffusion_model.", "first_stage_model.", "encoder.down.")) for key in shapes):
         return "they have the names of the original Stable Diffusion files; convert them to a diffusers folder first"
     if any(key.startswith(("unet.", "refiner.")) for key in shapes):
-        return "they look like a one-file checkpoint's, but the metadata is lost; convert it anew"
+        return "they look like a one-file checkpoint's, but the metadata is lost; convert it again"
     return f"those of no part known here ({', '.join(list(shapes)[:3]) or 'none at all'})"
 
 
@@ -178,7 +178,7 @@ def check_finite(part: Part, where) -> None:
     """ValueError where a weight is NaN or infinite."""
     for key, tensor in part.state.items():
         if not is_finite(tensor):
-            raise InputError(f"{where}: {key} holds NaN or infinity. Get or train these weights anew.")
+            raise InputError(f"{where}: {key} holds NaN or infinity. Get or train these weights again.")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
