@@ -58,7 +58,7 @@ class Number:
 
 
 class OneOf:
-    def __init__(self, *values: Any):
+    def __init__(self, *values: Any) -> None:
         self.values = values
 
     def __call__(self, value: Any) -> Any:
@@ -86,7 +86,7 @@ class Each:
 
 
 class Either:
-    def __init__(self, *rules: Callable[[Any], Any]):
+    def __init__(self, *rules: Callable[[Any], Any]) -> None:
         self.rules = rules
 
     def __call__(self, value: Any) -> Any:

@@ -174,7 +174,7 @@ def _check_shapes(kind: str, want: dict[str, tuple], have: dict[str, tuple], whe
         )
 
 
-def check_finite(part: Part, where) -> None:
+def check_finite(part: Part, where: object) -> None:
     """ValueError where a weight is NaN or infinite."""
     for key, tensor in part.state.items():
         if not is_finite(tensor):
@@ -186,7 +186,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return tensor.numel() == 0 or all(torch.isfinite(limit) for limit in tensor.detach().aminmax())
 
 
-def facts(kind: str, shapes: dict[str, tuple], where) -> dict:
+def facts(kind: str, shapes: dict[str, tuple], where: object) -> dict:
     """What the shapes say, under the config's names. ValueError where tensors for that are missing."""
 
     def count(prefix: str) -> int:
@@ -237,7 +237,7 @@ def _modern(key: str, kind: str) -> str:
     return key[: old.start()] + _OLD_ATTENTION[old[1]] + key[old.end() :] if old else key
 
 
-def _inferred(kind: str, found: dict, where) -> dict:
+def _inferred(kind: str, found: dict, where: object) -> dict:
     """The config of weights that came without one, as far as shapes tell it; what they don't tell is as published."""
     widths = found.get("block_out_channels", [])
     known = kind != "text_encoder" and not any(width % 32 for width in widths)
