@@ -624,7 +624,6 @@ PICKLES = {
     "torch's own": Calls(torch.load, "x"),
     "a storage from a file": Calls(torch.FloatStorage._new_shared, 5),
     "sparse": torch.ones(3).to_sparse(),
-    "quantized": torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.qint8),
     "on meta": torch.ones(3, device="meta"),
     "a module": torch.nn.Linear(2, 2),
     "a set": {1, 2},
