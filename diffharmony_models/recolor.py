@@ -59,12 +59,17 @@ def predict(
         raise InputError(
             "The colour regressor answers with NaN; its weights are damaged: download or train them again."
         )
+    return steady(change, mask, frames)
+
+
+def steady(change: ColorChange, mask: torch.Tensor, frames: str) -> ColorChange:
+    """The changes of pictures that are the frames of one clip, made one or steady; see `predict`.
+
+    Weighted means over the frames in which there is a foreground; the effect on a pixel is linear in the change.
+    """
+    if frames == FRAMES[0] or len(mask) == 1:
+        return change
     shown = ~geometry.is_empty(mask).cpu()
-    return change if frames == FRAMES[0] or len(composite) == 1 else _steady(change, shown, frames)
-
-
-def _steady(change: ColorChange, shown: torch.Tensor, frames: str) -> ColorChange:
-    """Weighted means over the frames in which there is a foreground; the effect on a pixel is linear in the change."""
     count = len(shown)
     if frames == FRAMES[1]:
         weights = shown.float().expand(count, count)

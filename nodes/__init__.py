@@ -7,6 +7,7 @@ from . import host
 from .conditioning import DiffHarmonyConditioning
 from .decode import VAEDecodeHigherRes
 from .harmonize import HarmonizeLatent
+from .harmonize_colors import HarmonizeColors
 from .load import LoadDiffHarmony
 from .refine import RefineResidual
 from .transfer import TransferToFullResolution
@@ -18,6 +19,7 @@ class DiffHarmony(ComfyExtension):
         host.register_folder()
         return [
             LoadDiffHarmony,
+            HarmonizeColors,
             HarmonizeLatent,
             VAEDecodeHigherRes,
             RefineResidual,

@@ -12,7 +12,7 @@ NODE = "DiffHarmonyConditioning"
 
 class DiffHarmonyConditioning(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=NODE,
             display_name="DiffHarmony Conditioning",
@@ -45,7 +45,15 @@ class DiffHarmonyConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae, null_text, composite, mask, resolution, shape) -> io.NodeOutput:
+    def execute(
+        cls,
+        vae: "io.Vae.Type",
+        null_text: list,
+        composite: torch.Tensor,
+        mask: torch.Tensor,
+        resolution: int,
+        shape: str,
+    ) -> io.NodeOutput:
         host.check_vae(vae, NODE)
         host.check_text(null_text, NODE)
         composite = inputs.image(composite, "composite", NODE)

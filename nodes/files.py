@@ -56,6 +56,24 @@ def fingerprint(path: Path) -> list:
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
+def fault(name: str | None, folders: list[str]) -> str | None:
+    """What is wrong with a name that a graph gives; None for one that leads somewhere, or that comes by wire."""
+    try:
+        if name is not None:
+            resolve(name, folders)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def fingerprint_of(name: str | None, folders: list[str]) -> list | str | None:
+    """As `fingerprint`, of a name; what is wrong where it leads nowhere."""
+    try:
+        return fingerprint(resolve(name, folders)) if name else None
+    except (InputError, OSError) as error:
+        return str(error)
+
+
 def _below(root: Path) -> list[str]:
     """The names in a folder of models, which is no checkpoint itself. What cannot be read there is left out.
 

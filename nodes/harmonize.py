@@ -13,7 +13,7 @@ NODE = "HarmonizeLatent"
 
 class HarmonizeLatent(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=NODE,
             display_name="Harmonize Latent",
@@ -83,19 +83,19 @@ class HarmonizeLatent(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        vae,
-        null_text,
-        composite,
-        mask,
-        seed,
-        steps,
-        sampler_name,
-        scheduler,
-        resolution,
-        shape,
-        latent=None,
-        fixed_noise=False,
+        model: "io.Model.Type",
+        vae: "io.Vae.Type",
+        null_text: list,
+        composite: torch.Tensor,
+        mask: torch.Tensor,
+        seed: int,
+        steps: int,
+        sampler_name: str,
+        scheduler: str,
+        resolution: int,
+        shape: str,
+        latent: dict | None = None,
+        fixed_noise: bool = False,
     ) -> io.NodeOutput:
         host.check_model(model, NODE)
         host.check_vae(vae, NODE)

@@ -99,6 +99,13 @@ class _PublishedV(_Published, comfy.model_sampling.V_PREDICTION):
     pass
 
 
+class _PublishedSample(_Published, comfy.model_sampling.X0):
+    pass
+
+
+_SAMPLINGS = {"epsilon": _PublishedEpsilon, "v_prediction": _PublishedV, "sample": _PublishedSample}
+
+
 # Loading.
 
 
@@ -136,7 +143,9 @@ class _Network(comfy.model_base.BaseModel):
         return super().extra_conds(**kwargs)
 
 
-def load_unet(part: Part, prediction_type: str, resolution: int, steps: int, weight_dtype: str):
+def load_unet(
+    part: Part, prediction_type: str, resolution: int, steps: int, weight_dtype: str
+) -> comfy.model_patcher.ModelPatcher:
     """A UNet part as a MODEL that samples as published and carries the checkpoint's resolution and number of steps.
 
     Raises ValueError for a network that the host does not have, and for tensors that do not fit the config.
@@ -159,8 +168,7 @@ def load_unet(part: Part, prediction_type: str, resolution: int, steps: int, wei
     if not mm.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
-    kind = _PublishedV if prediction_type == "v_prediction" else _PublishedEpsilon
-    patcher.add_object_patch("model_sampling", kind(config))
+    patcher.add_object_patch("model_sampling", _SAMPLINGS[prediction_type](config))
     patcher.set_attachments(ATTACHMENT, resolution)
     patcher.set_attachments(STEPS_ATTACHMENT, steps)
     return patcher
@@ -309,7 +317,7 @@ def check_vae(vae, node: str) -> None:
         )
 
 
-def doubts_of_vae(model, vae) -> list[str]:
+def doubts_of_vae(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) -> list[str]:
     """What to say where a MODEL was trained with a VAE of other widths: such latents mean nothing to it."""
     trained = model.get_attachment(VAE_ATTACHMENT)
     first = getattr(getattr(vae.first_stage_model, "encoder", None), "conv_in", None)
@@ -342,7 +350,7 @@ def resolution_of(null_text: list, model=None) -> int:
     return found or null_text[0][1].get(ATTACHMENT) or PUBLISHED_RESOLUTION
 
 
-def steps_of(model) -> int:
+def steps_of(model: comfy.model_patcher.ModelPatcher) -> int:
     """How many steps the checkpoint was made for, where the MODEL comes from one of ours; else the published number."""
     return model.get_attachment(STEPS_ATTACHMENT) or checkpoint.STEPS
 

@@ -54,20 +54,12 @@ class LoadDiffHarmony(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint=None):
-        try:
-            if checkpoint is not None:
-                files.resolve(checkpoint, host.folders())
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
+        return files.fault(checkpoint, host.folders()) or True
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint=None, **kwargs):
-        try:
-            return files.fingerprint(files.resolve(checkpoint, host.folders())) if checkpoint else None
-        except (ValueError, OSError) as error:
-            return str(error)
+    def fingerprint_inputs(cls, checkpoint: str | None = None, **kwargs: object) -> list | str | None:
+        return files.fingerprint_of(checkpoint, host.folders())
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype, clip=None) -> io.NodeOutput:

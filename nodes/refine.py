@@ -12,7 +12,7 @@ NODE = "RefineResidual"
 
 class RefineResidual(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=NODE,
             display_name="Refine (DiffHarmony)",
@@ -55,7 +55,16 @@ class RefineResidual(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, refiner, harmonized, composite, mask, strength, keep_background, feather) -> io.NodeOutput:
+    def execute(
+        cls,
+        refiner: "io.Model.Type",
+        harmonized: torch.Tensor,
+        composite: torch.Tensor,
+        mask: torch.Tensor,
+        strength: float,
+        keep_background: bool,
+        feather: int,
+    ) -> io.NodeOutput:
         host.check_refiner(refiner, NODE)
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)

@@ -1,5 +1,6 @@
 """The other ending: the composite's own pixels, at their full size, in the harmonized colours."""
 
+import torch
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
@@ -11,7 +12,7 @@ NODE = "TransferToFullResolution"
 
 class TransferToFullResolution(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=NODE,
             display_name="Transfer to Full Resolution",
@@ -55,7 +56,15 @@ class TransferToFullResolution(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, harmonized, composite, mask, radius, detail, feather) -> io.NodeOutput:
+    def execute(
+        cls,
+        harmonized: torch.Tensor,
+        composite: torch.Tensor,
+        mask: torch.Tensor,
+        radius: int,
+        detail: float,
+        feather: int,
+    ) -> io.NodeOutput:
         composite = inputs.image(composite, "composite", NODE)
         mask = inputs.mask(mask, composite, NODE)
         harmonized = inputs.rendered(harmonized, composite, NODE)

@@ -118,8 +118,11 @@ class Tab:
         )
 
     def prompt(self) -> dict:
-        """What the page would queue, in the API format."""
-        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        """What the page would queue, in the API format, without what its video player adds at its leisure."""
+        prompt = self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        for node in prompt.values():
+            node["inputs"].pop("video-preview", None)
+        return prompt
 
     def change(self, type: str, title: str | None = None, **values) -> None:
         """Sets widgets of the one node of a class (and with these words in its title)."""

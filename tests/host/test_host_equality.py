@@ -8,6 +8,7 @@ import torch
 import weights
 from graphs import BUNDLED, LATENT, SEED, decode, engine, harmonize, pick, wires
 
+from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models.pipeline import DiffHarmony
 
 DECODED = 50  # dB
@@ -46,6 +47,15 @@ def test_the_golden_weights(host, golden_dir):
         compare(host, "golden", engine(golden_dir), 64)
     finally:
         link.unlink()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_whatever_the_unet_predicts(host, prediction_type):
+    content = weights.whole()
+    content.prediction_type = prediction_type
+    path = host.models / "diffharmony" / f"{prediction_type}.safetensors"
+    checkpoints.write(content, path)
+    compare(host, path.name, engine(path), 64)
 
 
 @pytest.mark.skipif(

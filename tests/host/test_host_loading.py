@@ -12,6 +12,11 @@ NODES = {
         ["clip"],
         ["MODEL", "VAE", "CONDITIONING", "DIFFHARMONY_REFINER"],
     ),
+    "HarmonizeColors": (
+        ["composite", "mask", "weights", "strength", "light", "color", "local", "feather", "frames"],
+        [],
+        ["IMAGE", "DIFFHARMONY_COLORS"],
+    ),
     "HarmonizeLatent": (
         [
             "model",
@@ -47,6 +52,9 @@ DEFAULTS = {
     ("HarmonizeLatent", "sampler_name"): "euler_ancestral",
     ("HarmonizeLatent", "scheduler"): "normal",
     ("HarmonizeLatent", "resolution"): 0,
+    ("HarmonizeColors", "strength"): 1.0,
+    ("HarmonizeColors", "feather"): 0,
+    ("HarmonizeColors", "frames"): "each alone",
     ("RefineResidual", "strength"): 1.0,
     ("RefineResidual", "keep_background"): True,
     ("RefineResidual", "feather"): 0,

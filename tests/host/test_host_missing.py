@@ -25,7 +25,7 @@ def test_no_mask_drawn(host, tab):
         (host.input / name).write_bytes((WORKFLOWS / "pictures" / name).read_bytes())
     tab.open(WORKFLOWS / "quick_start.json")
     tab.change("LoadImage", image="astronaut.jpg")
-    with pytest.raises(Failed, match="no mask is drawn.*Open in Mask Editor"):
+    with pytest.raises(Failed, match=r"no mask is drawn.*Open in Mask Editor"):
         tab.queue()
     tab.page.wait_for_timeout(1000)
     assert any("Harmonize" in words for words in tab.complaints()), tab.complaints()

@@ -9,7 +9,7 @@ import pictures
 import pytest
 import torch
 from graphs import BUNDLED
-from harness import ROOT, Failed, Graph
+from harness import ROOT, Failed, Graph, forget_peak
 from PIL import Image
 
 from diffharmony_models.benchmark_host import peak_memory
@@ -195,10 +195,6 @@ def test_a_phones_photo_that_lies_on_its_side(host):
     mask = graph("LoadImageMask", image="lying.png", channel="red")[0]
     with pytest.raises(Failed, match="on its side"):
         host.fetch(graph, chain(graph, composite, mask))
-
-
-def forget_peak(process: int) -> None:
-    Path(f"/proc/{process}/clear_refs").write_text("5")
 
 
 def test_a_photo_of_12_megapixels(host):

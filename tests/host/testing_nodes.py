@@ -41,7 +41,7 @@ class TestLoad:
 
 
 class TestSave:
-    """Any value that holds a tensor, to the output folder."""
+    """Any value that holds a tensor, to the output folder; the curves of DIFFHARMONY_COLORS."""
 
     RETURN_TYPES = ()
     FUNCTION = "save"
@@ -55,6 +55,8 @@ class TestSave:
     def save(self, value, file):
         if isinstance(value, dict):
             value = value["samples"]
+        if isinstance(value, tuple):  # DIFFHARMONY_COLORS: the change of colour and the amounts
+            value = value[0].curve
         if isinstance(value, list):
             value = value[0][0]
         save_file({"value": value.contiguous().cpu()}, os.path.join(folder_paths.get_output_directory(), file))

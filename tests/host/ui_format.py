@@ -76,8 +76,6 @@ def _take(inputs: dict, left: list, found: dict, above: str = "") -> None:
             _take(option["inputs"], left, found, f"{name}.")
         if settings.get("control_after_generate") or any(settings.get(upload) for upload in UPLOADS):
             left.pop(0)
-        if settings.get("video_upload"):
-            found["video-preview"] = ""  # of the page's player; the host does not read it
 
 
 def _default(kind: str, settings: dict) -> bool | float | str:

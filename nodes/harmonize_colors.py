@@ -1,0 +1,157 @@
+"""Harmonizing by colours alone, at once and without a model in the graph: the change of colour that a regressor
+predicts, made to the composite's own pixels at any size.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from comfy_api.latest import io
+
+from ..diffharmony_models import checkpoint as checkpoints
+from ..diffharmony_models import geometry, recolor
+from ..diffharmony_models.checkpoint_parts import Part
+from ..diffharmony_models.errors import InputError
+from ..diffharmony_models.networks.color_regressor import ColorChange, ColorRegressor
+from . import files, host, inputs
+
+NODE = "HarmonizeColors"
+# A `ColorChange` and the `recolor.Amounts` that are made of it: (change, amounts), as `recolor.apply` takes them.
+DiffHarmonyColors = io.Custom("DIFFHARMONY_COLORS")
+
+
+class HarmonizeColors(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=NODE,
+            display_name="Harmonize Colors",
+            category="DiffHarmony",
+            description=(
+                "Gives a pasted foreground the light and colours of the picture it stands in, at once: a small network "
+                "says how its colours must change, and the composite's own pixels are changed so, at any size. "
+                "No checkpoint has to be loaded, no detail is lost."
+            ),
+            search_aliases=[
+                "image harmonization",
+                "harmonize",
+                "relight",
+                "match colors",
+                "color transfer",
+                "color correction",
+                "blend foreground",
+            ],
+            inputs=[
+                io.Image.Input("composite", tooltip="The picture with the foreground pasted in, at any size."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip=(
+                        "1 where the foreground is. One for all pictures, or one for each; of the composite's size or "
+                        "proportions."
+                    ),
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=files.names(host.folders()),
+                    default=files.BUNDLED,
+                    advanced=True,
+                    tooltip=(
+                        "Where the colour regressor is taken from: the bundled one, or a file in models/diffharmony "
+                        "that has one."
+                    ),
+                ),
+                amount("strength", "How much of the change is made: 0 none, 1 all of it; above 1 goes further."),
+                amount("light", "How much of the change of light and dark is made, 1 as predicted."),
+                amount(
+                    "color",
+                    "How much of the change of hue and saturation is made, 1 as predicted. Lower keeps a thing's own "
+                    "colour.",
+                ),
+                amount(
+                    "local",
+                    "How much of what varies over the foreground is made, a light from one side for instance; 0 "
+                    "changes all of it alike.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=0,
+                    min=0,
+                    max=512,
+                    tooltip="Pixels of the composite over which the foreground's edge fades in.",
+                ),
+                io.Combo.Input(
+                    "frames",
+                    options=list(recolor.FRAMES),
+                    default=recolor.FRAMES[0],
+                    tooltip=(
+                        "For the frames of a video. each alone: every picture of the batch has a change of its own. "
+                        "one change for all: their mean, nothing can flicker. smoothed: it follows the light slowly."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Image.Output("IMAGE", tooltip="The composite in the harmonized colours, of its size."),
+                DiffHarmonyColors.Output("colors", tooltip="The change of colour itself, of each picture."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, weights: str | None = None) -> bool | str:
+        return files.fault(weights, host.folders()) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, weights: str | None = None, **kwargs: object) -> list | str | None:
+        return files.fingerprint_of(weights, host.folders())
+
+    @classmethod
+    def execute(
+        cls,
+        composite: torch.Tensor,
+        mask: torch.Tensor,
+        weights: str,
+        strength: float,
+        light: float,
+        color: float,
+        local: float,
+        feather: int,
+        frames: str,
+    ) -> io.NodeOutput:
+        composite = inputs.image(composite, "composite", NODE)
+        mask = inputs.mask(mask, composite, NODE)
+        ui = host.warn(NODE, inputs.doubts(mask))
+        path = files.resolve(weights, host.folders())
+        network = regressor(path, str(files.fingerprint(path)))
+        if network is None:
+            raise InputError(
+                f'{NODE}: "{weights}" has no colour regressor. Choose weights that have one: the bundled checkpoint, '
+                "or a file that train-color-regressor wrote."
+            )
+        amounts = recolor.Amounts(strength, light, color, local)
+        alone = [recolor.predict(network, composite[one], mask[one]) for one in host.each(composite)]
+        change = ColorChange(*(torch.cat(values) for values in zip(*alone, strict=True)))
+        change = recolor.steady(change, mask, frames)
+        result, empty = composite.clone(), geometry.is_empty(mask)
+        for one in host.each(result):
+            if not empty[one].all():
+                own = ColorChange(change.curve[one], change.field[one])
+                result[one] = recolor.apply(composite[one], mask[one], own, amounts, feather)
+        return io.NodeOutput(inputs.to_host(result), (change, amounts), ui=ui)
+
+
+def amount(name: str, tooltip: str, advanced: bool | None = None) -> io.Float.Input:
+    return io.Float.Input(name, default=1.0, min=0.0, max=1.5, step=0.05, tooltip=tooltip, advanced=advanced)
+
+
+@functools.lru_cache(maxsize=1)
+def regressor(path: Path, fingerprint: str) -> ColorRegressor | None:
+    """The colour regressor of a checkpoint, on the CPU in float32: one result on every machine. None where it has none.
+
+    The last one stays in memory (15 MB), so that moving a slider does not read the file. fingerprint: of the file.
+    """
+    part = checkpoints.read(path, parts=("color_regressor",)).color_regressor
+    if part is None:
+        return None
+    # Copies: what is mapped from a file must not outlive the file.
+    state = {key: tensor.to(torch.float32, copy=True) for key, tensor in part.state.items()}
+    return checkpoints.build_color_regressor(Part(part.config, state)).requires_grad_(False)
