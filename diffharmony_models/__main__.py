@@ -200,6 +200,6 @@ def _quiet_libraries() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell has closed it
         stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding does not
     sys.exit(main())

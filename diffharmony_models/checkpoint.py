@@ -130,7 +130,8 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            _lock(file)
+            with contextlib.suppress(OSError):  # a file system without locks
+                _lock(file)
             _stream(file, tensors, metadata)
             file.flush()
             os.fsync(file.fileno())
@@ -287,7 +288,7 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
         strange = [key for group in sorted(set(keys) - {*PARTS, "null_text"}) for key in keys[group]]
         if strange or ("null_text" in keys and keys["null_text"] != ["null_text"]):
             strange = strange or keys["null_text"]
-            raise InputError(f"{path}: tensors of no part: {', '.join(strange[:3])}. Get or convert it anew.")
+            raise InputError(f"{path}: tensors of no part: {', '.join(strange[:3])}. Get or convert it again.")
         checkpoint = Checkpoint(
             path.stem,
             prediction_type=_prediction_type(metadata, path),
@@ -297,7 +298,7 @@ def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
         for kind in PARTS:
             if (kind in keys) != (kind in metadata):
                 there, lacking = ("tensors", "config") if kind in keys else ("config", "tensors")
-                raise InputError(f"{path}: the {NAMES[kind]} has {there} but no {lacking}. Get or convert it anew.")
+                raise InputError(f"{path}: the {NAMES[kind]} has {there} but no {lacking}. Get or convert it again.")
             if kind in keys and kind in parts:
                 state = {key.partition(".")[2]: file.get_tensor(key) for key in keys[kind]}
                 config = files.parse_json(metadata[kind], f"{path}, metadata {kind}")

@@ -59,7 +59,7 @@ class Number:
 
 
 class OneOf:
-    def __init__(self, *values: Any):
+    def __init__(self, *values: Any) -> None:
         self.values = values
 
     def __call__(self, value: Any) -> Any:
@@ -87,7 +87,7 @@ class Each:
 
 
 class Either:
-    def __init__(self, *rules: Callable[[Any], Any]):
+    def __init__(self, *rules: Callable[[Any], Any]) -> None:
         self.rules = rules
 
     def __call__(self, value: Any) -> Any:
@@ -317,7 +317,7 @@ def resolution(value: Any, where: object) -> int:
     if not plain or int(text) not in RESOLUTIONS:
         raise InputError(
             f'{where}: resolution "{shown(text)}" is no number of pixels from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]}. '
-            "Get or convert it anew."
+            "Get or convert it again."
         )
     return int(text)
 

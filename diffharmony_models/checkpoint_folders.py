@@ -128,17 +128,15 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
 
 def sources(path: Path) -> list[Path]:
     """The files that make up the checkpoint which `path` leads to."""
-    if not os.path.isdir(path):
-        return [path, path.parent / "config.json"]
-    found = find(path)
-    if found[0].kind == "checkpoint":
-        return found[0].files
-    chosen, unit = choose(path, found)
-    files = [unit / "scheduler" / "scheduler_config.json"]
-    for part in chosen.values():
-        folder = part.where if part.where not in part.files else part.where.parent
-        files += [*part.files, folder / "config.json", *folder.glob("*.index*.json")]
-    return sorted(file for file in files if os.path.isfile(file))
+    files = [path, path.parent / "config.json"]
+    if os.path.isdir(path):
+        found = find(path)
+        chosen, unit = ({}, path) if found[0].kind == "checkpoint" else choose(path, found)
+        files = [*found[0].files, unit / "scheduler" / "scheduler_config.json"]
+        for part in chosen.values():
+            folder = part.where.parent if part.where in part.files else part.where
+            files += [*part.files, folder / "config.json", *folder.glob("*.index*.json")]
+    return sorted({file for file in files if os.path.isfile(file)})
 
 
 def config_of(folder: Path) -> dict | None:

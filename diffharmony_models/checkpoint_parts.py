@@ -106,7 +106,7 @@ def strangers(shapes: dict) -> str:
     if any(key.startswith(("model.diffusion_model.", "first_stage_model.", "encoder.down.")) for key in shapes):
         return "they have the names of the original Stable Diffusion files; convert them to a diffusers folder first"
     if any(key.startswith(("unet.", "refiner.")) for key in shapes):
-        return "they look like a one-file checkpoint's, but the metadata is lost; convert it anew"
+        return "they look like a one-file checkpoint's, but the metadata is lost; convert it again"
     return f"those of no part known here ({', '.join(list(shapes)[:3]) or 'none at all'})"
 
 
@@ -180,11 +180,11 @@ def _check_shapes(kind: str, want: dict[str, tuple], have: dict[str, tuple], whe
         )
 
 
-def check_finite(part: Part, where) -> None:
+def check_finite(part: Part, where: object) -> None:
     """ValueError where a weight is NaN or infinite."""
     for key, tensor in part.state.items():
         if not is_finite(tensor):
-            raise InputError(f"{where}: {key} holds NaN or infinity. Get or train these weights anew.")
+            raise InputError(f"{where}: {key} holds NaN or infinity. Get or train these weights again.")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -192,7 +192,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return tensor.numel() == 0 or all(torch.isfinite(limit) for limit in tensor.detach().aminmax())
 
 
-def facts(kind: str, shapes: dict[str, tuple], where) -> dict:
+def facts(kind: str, shapes: dict[str, tuple], where: object) -> dict:
     """What the shapes say, under the config's names. ValueError where tensors for that are missing."""
 
     def count(prefix: str) -> int:
@@ -245,7 +245,7 @@ def _modern(key: str, kind: str) -> str:
     return key[: old.start()] + _OLD_ATTENTION[old[1]] + key[old.end() :] if old else key
 
 
-def _inferred(kind: str, found: dict, where) -> dict:
+def _inferred(kind: str, found: dict, where: object) -> dict:
     """The config of weights that came without one, as far as shapes tell it; what they don't tell is as published."""
     widths = found.get("block_out_channels", [])
     known = kind != "text_encoder" and not any(width % 32 for width in widths)

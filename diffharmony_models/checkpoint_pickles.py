@@ -152,7 +152,7 @@ def _unpickle(data: bytes) -> tuple[object, dict[str, Storage], int]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO):
+    def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.storages: dict[str, Storage] = {}
 
@@ -185,7 +185,7 @@ class _Call:
 
     __slots__ = ("function",)
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable) -> None:
         self.function = function
 
     def __call__(self, *arguments: object) -> object:

@@ -1,5 +1,6 @@
 """Weights: what is read from which folder or file, what is refused, and that every part survives being stored."""
 
+import errno
 import json
 import logging
 import os
@@ -302,6 +303,8 @@ def test_convert_never_writes_over_what_it_reads(root):
     over(root, root.parent / "elsewhere.safetensors", root / "base")
     (root.parent / "other.safetensors").write_bytes(b"as before")
     assert checkpoints.convert(root, root.parent / "other.safetensors").unet
+    (root.parent / "third.safetensors").write_bytes(b"as before")
+    assert checkpoints.convert(root.parent / "other.safetensors", root.parent / "third.safetensors").unet
     over(root.parent, root.parent / "other.safetensors", root.parent / "other.safetensors")
 
 
@@ -354,6 +357,17 @@ def test_what_another_run_is_writing_is_left_to_it(tiny, tmp_path):
     process.communicate("\n" * 10_000)
     assert process.returncode == 0
     assert "unet" in names(checkpoints.read(target)) and len(os.listdir(tmp_path)) == 2
+
+
+def test_a_file_system_without_locks(tiny, tmp_path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    fcntl = pytest.importorskip("fcntl", reason="needs locks, as Unix has them")
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    (tmp_path / ".out.safetensors.1.part").write_bytes(b"somebody's, for all that is known")
+    checkpoints.write(Checkpoint("mine", vae=tiny.vae), tmp_path / "out.safetensors")
+    assert sorted(os.listdir(tmp_path)) == [".out.safetensors.1.part", "out.safetensors"]
 
 
 def test_an_interrupted_run_leaves_nothing(tiny, tmp_path, monkeypatch):
@@ -428,6 +442,12 @@ def test_mapped_weights_can_be_changed_without_touching_the_file(tiny, tmp_path)
     with torch.no_grad():
         module.conv_in.weight.zero_()
     assert path.read_bytes() == content
+    folder = save(tmp_path / "part", tiny.refiner, "diffusion_pytorch_model.bin")
+    content = (folder / "diffusion_pytorch_model.bin").read_bytes()
+    module = checkpoints.build_refiner(checkpoints.read(folder).refiner)
+    with torch.no_grad():
+        module.conv_in.weight.zero_()
+    assert (folder / "diffusion_pytorch_model.bin").read_bytes() == content
 
 
 def test_nothing_heavy_is_imported():

@@ -1,4 +1,5 @@
 import errno
+import functools
 import io
 import logging
 import os
@@ -27,6 +28,7 @@ def as_bytes(image: torch.Tensor) -> np.ndarray:
     return (image[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
+@functools.cache  # a profile holds the second in which it was made
 def profile(name: str = "sRGB") -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
 

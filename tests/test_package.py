@@ -170,3 +170,11 @@ def test_the_bundled_checkpoint_is_there_and_small():
     assert path.resolve().parent == PACKAGE / "weights"
     assert path.stat().st_size <= LARGEST_CHECKPOINT
     assert (path.parent / "MODEL_CARD.md").is_file()
+
+
+def test_pictures_are_opened_in_one_place():
+    """`images.opened` checks what comes; who opens a file with Pillow otherwise goes round it."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert ("Image.open" in calls) == (path.name == "images.py"), path

@@ -30,12 +30,19 @@ def results(dataset, tmp_path_factory):
     return root
 
 
-TRAINERS = {"autoencoder": "vae", "harmonizer": "harmonizer", "refiner": "diffharmony"}
+TRAINERS = {
+    "color_regressor": "color_regressor",
+    "autoencoder": "vae",
+    "harmonizer": "harmonizer",
+    "refiner": "diffharmony",
+}
 
 
 def arguments(name, dataset, results, output, *more, **run):
     before = {"harmonizer": ("autoencoder/vae.safetensors",), "refiner": ("harmonizer/harmonizer.safetensors",)}
     files = [results / file for file in before.get(name, ())]
+    if name == "harmonizer":
+        more = ("--colors", results / "color_regressor/color_regressor.safetensors", *more)
     return getattr(runs, name)(dataset, *files, *more, output=output, **run)
 
 
@@ -64,14 +71,21 @@ def test_a_killed_run_repeats_to_the_bit(name, dataset, results, tmp_path):
     assert same(output / "checkpoint-4" / FILE, results / name / "checkpoint-4" / FILE)
 
 
-@pytest.mark.parametrize("more", [("--recolor", "--start-as-copy"), ("--cache-latents", "1", "--root")], ids=" ".join)
-def test_other_ways_of_stage_one_repeat_too(dataset, results, tmp_path, more):
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("harmonizer", ("--made", "--prediction-type", "sample", "--root")),
+        ("refiner", ("--cache-outputs", "1", "--crop", "32")),
+    ],
+    ids=["harmonizer", "refiner"],
+)
+def test_other_ways_repeat_too(dataset, results, tmp_path, name, more):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    commands = [arguments("harmonizer", dataset, results, output, *more) for output in (whole, broken)]
+    commands = [arguments(name, dataset, results, output, *more) for output in (whole, broken)]
     assert runs.run(commands[0], tmp_path / "stderr") == 0, read(tmp_path / "stderr")
     assert runs.run(commands[1], tmp_path / "stderr", "before 3") == -9
     assert runs.run(commands[1], tmp_path / "stderr") == 0, read(tmp_path / "stderr")
-    assert same(whole / "harmonizer.safetensors", broken / "harmonizer.safetensors")
+    assert same(whole / f"{TRAINERS[name]}.safetensors", broken / f"{TRAINERS[name]}.safetensors")
 
 
 def test_workers_change_nothing(dataset, results, tmp_path):
@@ -123,6 +137,16 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(dataset, results
     assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "logs"]
     assert runs.run(arguments("refiner", dataset, results, output), tmp_path / "stderr") == 0
     assert same(output / "diffharmony.safetensors", results / "refiner/diffharmony.safetensors")
+
+
+def test_a_full_disk_at_a_sample_sheet_is_one_line_too(dataset, tmp_path):
+    command = runs.autoencoder(
+        dataset, "--sample-every", 1, "--checkpoint-every", 100, "--log-every", 100, output=tmp_path / "run"
+    )
+    assert runs.run(command, tmp_path / "stderr", file_limit=1500) == 2
+    message = [line for line in read(tmp_path / "stderr").splitlines() if "it/s" not in line and line.strip()]
+    assert len(message) == 1 and message[0].startswith("error: No room on the disk") and "samples" in message[0]
+    assert not list((tmp_path / "run/samples").iterdir())
 
 
 class Payload:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from diffharmony_models import checkpoint, sampling
 from diffharmony_models.__main__ import _parser, main
+from diffharmony_models.errors import InputError
 from diffharmony_models.training import autoencoder, cache, data, harmonizer, loop
 
 
@@ -144,7 +145,7 @@ def test_a_perfect_network_has_no_loss(prediction, share):
     """The target of every sample, also of those that stand on the model's own estimate, leads back to the real picture."""
     real = torch.randn(6, 4, 8, 8)
     batch = {"real": real, "composite": torch.randn(6, 4, 8, 8), "mask": torch.ones(6, 1, 8, 8)}
-    objective = harmonizer.Objective(prediction, "foreground", share, torch.zeros(2, 3))
+    objective = harmonizer.Objective(prediction, torch.zeros(2, 3), share)
 
     class Perfect:
         def __call__(self, x, timesteps, encoder_hidden_states):
@@ -153,12 +154,12 @@ def test_a_perfect_network_has_no_loss(prediction, share):
             # x0 is known by the composite's latent, in which the batch is looked up.
             which = [next(i for i in range(6) if torch.equal(batch["composite"][i], row)) for row in x[:, 5:]]
             x0 = real[which]
-            sample = (
-                (noisy - x0) / sigma
-                if prediction == "epsilon"
-                else (noisy / (sigma**2 + 1) - x0) * (sigma**2 + 1).sqrt() / sigma
-            )
-            return type("Output", (), {"sample": sample})
+            sample = {
+                "epsilon": (noisy - x0) / sigma,
+                "v_prediction": (noisy / (sigma**2 + 1) - x0) * (sigma**2 + 1).sqrt() / sigma,
+                "sample": x0,
+            }
+            return type("Output", (), {"sample": sample[prediction]})
 
     loss, _ = objective(Perfect(), batch, torch.Generator().manual_seed(0))
     assert loss.item() < 1e-6
@@ -182,6 +183,8 @@ def test_a_started_copy_answers_the_composite():
         norm_num_groups=8,
         attention_head_dim=8,
         cross_attention_dim=64,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )
     composite, noise = torch.randn(4, 4, 16, 16) * 0.8, torch.randn(4, 4, 16, 16)
     x = torch.cat([noise, torch.ones(4, 1, 16, 16), composite], dim=1)
@@ -189,7 +192,7 @@ def test_a_started_copy_answers_the_composite():
     def error():
         with torch.no_grad():
             return (
-                unet(x, torch.full((4,), 999.0), encoder_hidden_states=torch.randn(4, 8, 64)).sample + composite
+                unet(x, torch.full((4,), 999.0), encoder_hidden_states=torch.randn(4, 8, 64)).sample - composite
             ).square().mean() / composite.square().mean()
 
     assert error() > 0.5
@@ -198,14 +201,15 @@ def test_a_started_copy_answers_the_composite():
 
 
 def test_too_few_channels_for_a_copy_are_refused(dataset, vae, tmp_path, capsys):
-    assert main(runs.harmonizer(dataset, vae, "--start-as-copy", "--groups", "16", output=tmp_path)) == 2
+    assert main(runs.harmonizer(dataset, vae, "--prediction-type", "sample", "--groups", "16", output=tmp_path)) == 2
     assert "4 groups of 4 channels" in capsys.readouterr().err
 
 
-def test_rooted_loss_counts_by_distance():
+def test_rooted_loss_counts_by_distance(monkeypatch):
     """Twice the error costs twice, not four times."""
+    monkeypatch.setattr(harmonizer, "FIRST_SHARE", 1.0)
     batch = {"real": torch.randn(2, 4, 8, 8), "composite": torch.randn(2, 4, 8, 8), "mask": torch.ones(2, 1, 8, 8)}
-    objective = harmonizer.Objective("epsilon", "foreground", 1.0, torch.zeros(1, 3), first_share=1.0, root=True)
+    objective = harmonizer.Objective("epsilon", torch.zeros(1, 3), sampler_share=1.0, root=True)
 
     def loss(distance):
         def network(x, timesteps, encoder_hidden_states):
@@ -218,16 +222,21 @@ def test_rooted_loss_counts_by_distance():
     assert loss(4.0) / loss(2.0) == pytest.approx(2.0, rel=1e-3)
 
 
-def test_recolored_pairs_differ_in_the_foreground_alone_and_each_time(dataset):
-    pairs = data.Recolored(dataset, "IHD_train.txt", 64)
-    first, again, other = (pairs.get(1, np.random.default_rng(seed)) for seed in (5, 5, 6))
+def test_foregrounds_are_drawn_by_position_and_lend_each_other_colors(dataset):
+    samples = data.Foregrounds(dataset, "IHD_train.txt", 64)
+    first, again, other = (samples.get(1, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["composite"], other["composite"])
-    for sample in (first, other):
-        outside = (1 - sample["mask"]).bool().expand(3, -1, -1)
-        assert torch.equal(sample["composite"][outside], sample["real"][outside])
-        assert (sample["composite"] - sample["real"]).abs().max() > 0.03
-        assert 0 < sample["mask"].mean() < 1 and sample["composite"].min() >= 0 and sample["composite"].max() <= 1
+    assert not torch.equal(first["photo"], other["photo"])
+    assert first["photo"].shape == (3, 64, 64) and set(first["mask"].unique().tolist()) == {0.0, 1.0}
+    means = {tuple(samples.get(0, np.random.default_rng(seed))["mean"].tolist()) for seed in range(40)}
+    assert len(means) == len(samples) == 6
+
+
+def test_a_subset_can_be_held_out(dataset):
+    with pytest.raises(InputError, match="no picture that is not held out"):
+        data.Foregrounds(dataset, "IHD_train.txt", 64, ["Small"])
+    with pytest.raises(InputError, match="No subset small"):
+        data.Foregrounds(dataset, "IHD_train.txt", 64, ["small"])
 
 
 def test_foreground_loss_does_not_look_at_the_background():
@@ -238,9 +247,7 @@ def test_foreground_loss_does_not_look_at_the_background():
     )
     quiet = lambda x, *_, **__: type("Output", (), {"sample": torch.zeros(2, 4, 8, 8)})  # noqa: E731
     values = [
-        harmonizer.Objective("epsilon", "foreground", 0.0, torch.zeros(1, 3))(
-            net, batch, torch.Generator().manual_seed(0)
-        )[0]
+        harmonizer.Objective("epsilon", torch.zeros(1, 3))(net, batch, torch.Generator().manual_seed(0))[0]
         for net in (network, quiet)
     ]
     assert values[0].item() == pytest.approx(values[1].item())
@@ -254,6 +261,7 @@ def test_samples_depend_on_their_position_alone(dataset):
         assert all(torch.equal(a[name], b[name]) for name in a)
     epoch = [first._epoch[1].tolist() for position in (0, 6) if first[position] is not None]
     assert sorted(epoch[0]) == sorted(epoch[1]) == list(range(6))
+    assert epoch[0] != epoch[1]
 
 
 def test_crops_keep_a_foreground(dataset):
@@ -363,12 +371,10 @@ OWN_NUMBERS = {
         "--size": ["0", "-64", "60", "32", "1000000"],
         "--null-text": ["0 64", "8 -1", "8 10000000"],
         "--sampler-share": ["-0.1", "1.1", "nan"],
-        "--first-share": ["-0.1", "1.1", "nan"],
+        "--colors-share": ["-0.1", "1.1", "nan"],
         "--background-weight": ["-1", "inf"],
-        "--color-weight": ["-1", "nan"],
-        "--cache-latents": ["-1", "10000000"],
-        "--limit": ["-1"],
     },
+    "train-color-regressor": {"--size": ["0", "-64", "32", "80", "100000", "x"]},
     "train-refiner": {
         "--widths": ["0", "32 0"],
         "--groups": ["0"],
@@ -449,6 +455,18 @@ def test_bad_input_is_one_line(dataset, vae, stage1, tmp_path, capsys, arguments
     assert words in refused([arguments[0], "--output", str(tmp_path / "run"), *arguments[1:]], capsys)
 
 
+def test_a_vae_of_another_scale_is_refused(dataset, tmp_path, capsys):
+    from diffusers.models import AutoencoderKL
+
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    vae = AutoencoderKL(
+        block_out_channels=(32,) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=8, **levels
+    )
+    checkpoint.write(checkpoint.Checkpoint(name="f4", vae=checkpoint.part_from(vae)), tmp_path / "f4.safetensors")
+    line = refused(runs.harmonizer(dataset, tmp_path / "f4.safetensors", output=tmp_path / "run"), capsys)
+    assert "1/4" in line and "1/8" in line
+
+
 def bomb(path):
     """A PNG of 30,000 x 30,000 pixels that has a hundred bytes."""
 
@@ -474,21 +492,19 @@ BAD_PICTURES = {
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("damage", BAD_PICTURES.values(), ids=BAD_PICTURES)
 def test_a_bad_picture_is_named_in_one_line(vae, tmp_path, capsys, damage, workers):
-    """The fifth pair's, which no sample sheet shows."""
-    dataset = runs.make_dataset(tmp_path / "data")
-    for name in ("real_images/p4.png", "masks/p4_1.png"):
-        path = dataset / "Small" / name
+    """That of one which no sample sheet shows: it is read for training alone, here or by a worker."""
+    dataset = runs.make_dataset(tmp_path / "data", pairs=18)
+    options = ("--workers", workers, "--sample-every", 0, "--checkpoint-every", 100)
+    photo, mask = (dataset / "Small" / name for name in ("real_images/p5.png", "masks/p5_1.png"))
+    stage1 = runs.harmonizer(dataset, vae, *options, output=tmp_path / "run", steps=9)
+    alone = runs.autoencoder(dataset, *options, output=tmp_path / "photos", steps=9)
+    for path, arguments in ((photo, stage1), (mask, stage1), (photo, alone)):
+        if arguments == alone and damage in (BAD_PICTURES["gone"], BAD_PICTURES["of other proportions"]):
+            continue
         before = path.read_bytes()
         damage(path)
-        line = refused(
-            runs.harmonizer(dataset, vae, "--workers", workers, "--sample-every", 0, output=tmp_path / "run"), capsys
-        )
-        assert str(path.with_suffix("")) in line
+        assert str(path.with_suffix("")) in refused(arguments, capsys)
         path.write_bytes(before)
-    if damage is not BAD_PICTURES["of other proportions"] and damage is not BAD_PICTURES["gone"]:
-        damage(dataset / "Small/real_images/p4.png")
-        line = refused(runs.autoencoder(dataset, "--workers", workers, output=tmp_path / "photos"), capsys)
-        assert "p4.png" in line
 
 
 def alpha_only(path):
@@ -506,7 +522,7 @@ def turned(path):
         picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
 
 
-@pytest.mark.parametrize("kind", [data.Pairs, data.Recolored])
+@pytest.mark.parametrize("kind", [data.Pairs, data.Foregrounds])
 @pytest.mark.parametrize("change, what", [(alpha_only, "masks"), (turned, "masks"), (turned, "*")])
 def test_pictures_are_read_as_everywhere(dataset, tmp_path, kind, change, what):
     """A mask may be an alpha channel; what EXIF says is turned upright."""
@@ -520,19 +536,27 @@ def test_pictures_are_read_as_everywhere(dataset, tmp_path, kind, change, what):
         assert sample["mask"].any() and all(torch.equal(sample[name], same[name]) for name in sample)
 
 
-@pytest.mark.parametrize("caching", [(), ("--cache-latents", "1")], ids=["", "cached"])
-def test_empty_masks_end_a_training(vae, stage1, tmp_path, capsys, caching):
+def test_empty_masks_end_a_training(vae, stage1, tmp_path, capsys):
     dataset = runs.make_dataset(tmp_path / "data", mask=0)
     output = tmp_path / "run"
-    for more in (("--loss", "foreground"), ("--loss", "plain")):
-        line = refused(runs.harmonizer(dataset, vae, *caching, *more, output=output, steps=30), capsys)
+    quick = ("--sample-every", "0")
+    for more in ((), ("--background-weight", "1")):  # the loss is zero, and is not
+        line = refused(runs.harmonizer(dataset, vae, *quick, *more, output=output, steps=30), capsys)
         assert "masks of the last 10 batches are empty" in line and not (output / "harmonizer.safetensors").exists()
         assert loop.checkpoints(output)[-1].name == "checkpoint-8"  # the check comes before the tenth step's
         shutil.rmtree(output)
-    for arguments in (runs.refiner(dataset, stage1, output=output), harmony(dataset, vae, output=output)):
+    for arguments in (
+        runs.refiner(dataset, stage1, *quick, output=output),
+        harmony(dataset, vae, *quick, output=output),
+    ):
         assert "masks of the last 4 batches are empty" in refused(arguments, capsys)
-        assert [path.name for path in output.glob("*.safetensors")] == []
+        assert not list(output.glob("*.safetensors"))
         shutil.rmtree(output)
+    for arguments in (
+        runs.harmonizer(dataset, vae, "--made", output=output),
+        runs.color_regressor(dataset, output=output),
+    ):
+        assert "no foreground in any mask" in refused(arguments, capsys)
 
 
 class Numbers:

@@ -18,19 +18,19 @@ SMALL = "--batch-size 2 --workers 0 --log-every 1 --sample-every 2 --checkpoint-
 WIDTHS = ("--widths", "32", "32", "32", "32")
 
 
-def make_dataset(root: Path, mask: int = 255, darker: int = 2) -> Path:
-    """Six pairs in the shape of iHarmony4: smooth pictures, a darkened rectangle that the mask marks with that grey."""
+def make_dataset(root: Path, mask: int = 255, pairs: int = 6) -> Path:
+    """Pairs in the shape of iHarmony4: smooth pictures, a darkened rectangle that the mask marks with that grey."""
     rng = np.random.default_rng(0)
     for folder in ("composite_images", "masks", "real_images"):
         (root / "Small" / folder).mkdir(parents=True)
     names = []
-    for index in range(6):
+    for index in range(pairs):
         real = np.asarray(
             Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
         )
         matte = np.zeros((72, 96), np.uint8)
         matte[20:50, 20:70] = 255
-        composite = np.where(matte[..., None] > 0, real // darker, real)
+        composite = np.where(matte[..., None] > 0, real // 2, real)
         Image.fromarray(real).save(root / "Small/real_images" / f"p{index}.png")
         Image.fromarray(matte // 255 * np.uint8(mask)).save(root / "Small/masks" / f"p{index}_1.png")
         Image.fromarray(composite.astype(np.uint8)).save(root / "Small/composite_images" / f"p{index}_1_1.png")
@@ -45,6 +45,10 @@ def command(name: str, *arguments: object, output: Path, steps: int = 4) -> list
 
 def autoencoder(dataset: Path, *more: object, **run) -> list[str]:
     return command("train-autoencoder", dataset / "Small/real_images", "--size", 32, *WIDTHS, *more, **run)
+
+
+def color_regressor(dataset: Path, *more: object, **run) -> list[str]:
+    return command("train-color-regressor", dataset, "--size", 64, *more, **run)
 
 
 def harmonizer(dataset: Path, vae: Path, *more: object, **run) -> list[str]:

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--widths",
-        type=whole(1, 4096),
+        type=whole(1, 2048),
         nargs=4,
         default=(32, 32, 64, 128),
         help="of a new VAE, multiples of 32 (default %(default)s)",
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "group a picture's mean colour would be normalised away, so at most a quarter of the first width (default %(default)s)",
     )
     parser.add_argument(
-        "--layers", type=whole(1, 64), default=1, help="residual layers a level of a new VAE (default %(default)s)"
+        "--layers", type=whole(1, 16), default=1, help="residual layers a level of a new VAE (default %(default)s)"
     )
     parser.add_argument(
         "--size",

@@ -237,6 +237,10 @@ class Foregrounds:
             )
         if not seen:
             raise InputError(f"{root / list_file} names no picture that is not held out.")
+        if not self.pictures:
+            raise InputError(
+                f"There is no foreground in any mask of {root / list_file}; white, or opaque, is foreground."
+            )
         # A large source must not rule: sources count by the root of their size. A mask of a thing is worth two of regions.
         weights = np.array([subsets.count(name) ** -0.5 * (2 if name in THINGS else 1) for name in subsets])
         self.cumulative = np.cumsum(weights / weights.sum())

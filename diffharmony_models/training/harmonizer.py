@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--widths",
-        type=whole(1, 4096),
+        type=whole(1, 2048),
         nargs=4,
         default=(32, 64, 128, 128),
         help="of a new UNet, multiples of 32 (default %(default)s)",
     )
     parser.add_argument(
-        "--layers", type=whole(1, 64), default=1, help="residual layers a level of a new UNet (default %(default)s)"
+        "--layers", type=whole(1, 16), default=1, help="residual layers a level of a new UNet (default %(default)s)"
     )
     parser.add_argument(
         "--groups",
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--null-text",
-        type=whole(1, 4096),
+        type=whole(1, 2048),
         nargs=2,
         default=(8, 64),
         metavar=("TOKENS", "WIDTH"),
@@ -122,6 +122,8 @@ def run(args: argparse.Namespace) -> None:
     unet = checkpoint.build_unet(start.unet).float().train()
     unet.to(memory_format=torch.channels_last)
     vae = checkpoint.build_vae(start.vae).float().requires_grad_(False).to(memory_format=torch.channels_last)
+    if (factor := 2 ** (len(vae.config.block_out_channels) - 1)) != geometry.LATENT:
+        raise InputError(f"The VAE makes latents of 1/{factor} of a picture's side; stage 1 needs 1/{geometry.LATENT}")
     colors = None
     if start.color_regressor is not None:
         colors = checkpoint.build_color_regressor(start.color_regressor).float().requires_grad_(False)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, disk_full, one_line
 from ..numbers import real, whole
 from . import data
 from .state import State
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: in
     group.add_argument("--steps", type=whole(1), default=steps, help="optimiser steps in all (default %(default)s)")
     group.add_argument(
         "--batch-size",
-        type=whole(1, 65536),
+        type=whole(1, 4096),
         default=batch_size,
         help="samples a step and process (default %(default)s)",
     )
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: in
     )
     group.add_argument(
         "--gradient-accumulation",
-        type=whole(1, 65536),
+        type=whole(1, 4096),
         default=1,
         help="batches that make one step (default %(default)s)",
     )
@@ -181,8 +181,8 @@ def _step_of(path: Path) -> int:
 
 
 @contextmanager
-def _enough_memory() -> Iterator[None]:
-    """InputError where the training needs more memory than there is."""
+def _enough_room() -> Iterator[None]:
+    """InputError where the training needs more memory, or more of the disk, than there is."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -191,9 +191,15 @@ def _enough_memory() -> Iterator[None]:
         raise InputError(
             "The training needs more memory than there is: give a smaller --batch-size or --size."
         ) from error
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        raise InputError(
+            f"No room on the disk ({one_line(error)}). Make room and start again; it goes on from the last checkpoint."
+        ) from error
 
 
-@_enough_memory()
+@_enough_room()
 def train(
     args: argparse.Namespace,
     model: torch.nn.Module,

@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--widths",
-        type=whole(1, 4096),
+        type=whole(1, 2048),
         nargs="+",
         default=(64, 128, 256, 256),
         help="of a new refiner, multiples of --groups (default %(default)s, small)",
     )
     parser.add_argument(
-        "--layers", type=whole(1, 64), default=2, help="residual layers a level of a new refiner (default %(default)s)"
+        "--layers", type=whole(1, 16), default=2, help="residual layers a level of a new refiner (default %(default)s)"
     )
     parser.add_argument(
         "--groups",
