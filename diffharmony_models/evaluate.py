@@ -71,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         choices=METHODS,
-        help="colors: the colour regressor; diffusion: the paper's stages; both: one after the other. The worst cases are "
-        "the first one's (all that the checkpoint has parts for)",
+        help="colors: the colour regressor; diffusion: the paper's stages; both: one after the other. The worst cases "
+        "are the first one's (all that the checkpoint has parts for)",
     )
     run.add_argument(
         "--ending",
@@ -126,9 +126,9 @@ def run(args: argparse.Namespace) -> int:
             _score(pair, chain(_baselines(pair), source.results(pair)), report)
     text = report.write(
         args.results,
-        f"{printable(str(args.list))}, {len(triples)} pairs; {printable(source.about)}. 8 bits; the foreground on the real"
-        " background. Averages over pictures; `missing` ones could not be scored and are in no average. fMSE ratio: to"
-        " the composite's; worst: the lowest gain of PSNR over the composite of any pair, in dB; worse: how many pairs"
+        f"{printable(str(args.list))}, {len(triples)} pairs; {printable(source.about)}. 8 bits; the foreground on"
+        " the real background. Averages over pictures; `missing` ones could not be scored and are in no average. fMSE"
+        " ratio: to the composite's; worst: the lowest gain of PSNR over the composite of any pair, in dB; worse: how many pairs"
         " have a lower PSNR than the composite.",
     )
     print(text)
@@ -212,8 +212,8 @@ def score(pair: Pair, result: torch.Tensor, method: str) -> tuple[Score, torch.T
     size = pair.composite.shape[-2:]
     if pair.size == "full" and result.shape[-2:] != size:
         raise InputError(
-            f"the result is {_size(result)}, the composite {_size(pair.composite)}; leave out --native-size, or give results"
-            " of the composites' sizes"
+            f"the result is {_size(result)}, the composite {_size(pair.composite)}; leave out --native-size, or give"
+            " results of the composites' sizes"
         )
     picture = quantized(geometry.resize(quantized(result), size))
     picture = geometry.paste(picture, pair.real, pair.mask)
@@ -279,12 +279,12 @@ def _refuse_unused(args: argparse.Namespace, names: Sequence[str], why: str) -> 
 
 
 class _Pictures:
-    """Results that another run or another method has written: one picture a composite, named after it, in any format."""
+    """Results that another run or method has written: one picture a composite, named after it, in any format."""
 
     methods = (OUTPUTS,)
 
     def __init__(self, args: argparse.Namespace, triples: Sequence[Triple]):
-        """Takes `FOLDER/<stem>.<any>` or `FOLDER/<subset>/<stem>.<any>` (with or without composite_images in between)."""
+        """Takes `FOLDER/<stem>.<any>` or `FOLDER/<subset>/<stem>.<any>`, with or without composite_images between."""
         folder = args.outputs
         _refuse_unused(args, ("methods", "ending", "resolution", "steps", "dtype"), "with --outputs no checkpoint runs")
         if not folder.is_dir():
@@ -394,8 +394,8 @@ class _Engine:
     def _chosen_endings(self, wanted: str | None) -> tuple[str, ...]:
         if self._engine.refiner is None and wanted in ("paper", "both"):
             raise InputError(
-                f"{self._engine.name} has no refiner, which --ending {wanted} needs; give --ending transfer, or train one"
-                " with `train-refiner`"
+                f"{self._engine.name} has no refiner, which --ending {wanted} needs; give --ending transfer, or"
+                " train one with `train-refiner`"
             )
         if wanted is None:
             return ENDINGS[:1] if self._engine.refiner is None else ENDINGS

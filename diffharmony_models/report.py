@@ -23,9 +23,20 @@ MEASURES = {"psnr": ("PSNR", 2), "mse": ("MSE", 2), "fmse": ("fMSE", 2), "ssim":
 BASELINE = "composite"
 """The method against which the others are held."""
 
-COMPARISONS = {"fmse_ratio": ("fMSE ratio", 3), "worst": ("worst", 2), "worse": ("worse", 0)}
-"""What is said of a method beside the baseline, on the pairs that both have a score for: its average fMSE ÷ the baseline's;
-the lowest gain of PSNR of any pair, in dB; how many pairs have a lower PSNR than the baseline."""
+COLUMNS = {
+    "psnr": MEASURES["psnr"],
+    "mse": MEASURES["mse"],
+    "fmse": MEASURES["fmse"],
+    "fmse_ratio": ("fMSE ratio", 3),
+    "ssim": MEASURES["ssim"],
+    "fssim": MEASURES["fssim"],
+    "worst": ("worst", 2),
+    "worse": ("worse", 0),
+}
+"""The columns of tables, with their name and the digits after the point: averages of the measures, and comparisons
+with the baseline on the pairs that both have a score for: average fMSE ÷ the baseline's; the lowest gain of PSNR of any pair,
+in dB; how many pairs have a lower PSNR than the baseline.
+"""
 
 SIZES = {"256": "At 256×256", "full": "At full size"}
 """The sizes at which results are scored, and the headings of their tables."""
@@ -34,7 +45,9 @@ LIGHTS = {True: "local light", False: "even light"}
 """The groups by whether light varies over the foreground."""
 
 SHARES = ((0.05, "0–5 %"), (0.15, "5–15 %"), (1.0, "15–100 %"))
-"""The paper's buckets by the foreground's share of the picture: upper edge and name. An edge belongs to the bucket above it."""
+"""The paper's buckets by the foreground's share of the picture: upper edge and name. An edge belongs to the bucket
+above it.
+"""
 
 PSNR_OF_EQUAL = 100.0
 """What an infinite PSNR (a result equal to the real picture) counts as in an average, in dB."""
@@ -120,7 +133,7 @@ class Report:
         texts = [f"{about}\n"]
         for name, title, groups, group_of in self._groupings():
             rows = self._averages(groups, group_of)
-            header = [name, "method", "size", "images", "missing", *MEASURES, *COMPARISONS]
+            header = [name, "method", "size", "images", "missing", *COLUMNS]
             _write_text(folder / f"by_{name}.csv", _csv(header, rows))
             body = "\n".join(
                 f"## {SIZES[size]}\n\n{_markdown(name, [row for row in rows if row[2] == size])}" for size in self.sizes
@@ -150,7 +163,7 @@ class Report:
             ("share", "By foreground share", shares, lambda line: None if line.share is None else bucket(line.share)),
         ]
         if self._local:
-            lights = [LIGHTS[local] for local in LIGHTS if local in self._local.values()]
+            lights = list(LIGHTS.values())
             found.append(("light", "By light", lights, lambda line: LIGHTS.get(self._local.get(line.composite))))
         return found
 
@@ -165,26 +178,25 @@ class Report:
                 scores[group, score.method, score.size].append(score)
         for line in self.missing:
             missing.update((group, line.method, line.size) for group in (group_of(line), ALL))
-        rows = []
-        for key in product(self.sizes, [*groups, ALL], self.methods):
-            key = (key[1], key[2], key[0])
-            own = scores[key]
-            averages = [_mean(_finite(name, getattr(s, name)) for s in own) for name in MEASURES]
-            both = [(s, baseline[s.composite, s.size]) for s in own if (s.composite, s.size) in baseline]
-            rows.append((*key, len(own), missing[key], *averages, *_comparisons(both)))
+        rows, seen = [], {key[0] for key in (*scores, *missing)}
+        found = [group for group in groups if group in seen]
+        for size, group, method in product(self.sizes, [*found, ALL], self.methods):
+            own = scores.get((group, method, size), [])
+            values = {name: _mean(_finite(name, getattr(s, name)) for s in own) for name in MEASURES}
+            values |= _comparisons([(s, baseline[s.composite, size]) for s in own if (s.composite, size) in baseline])
+            count = missing[group, method, size]
+            rows.append((group, method, size, len(own), count, *(values[name] for name in COLUMNS)))
         return rows
 
 
-def _comparisons(pairs: Sequence[tuple[Score, Score]]) -> tuple[float | None, float | None, int | None]:
-    """The values of `COMPARISONS` for (a method's score, the baseline's) on the same pictures; None where there are
-    none.
-    """
+def _comparisons(pairs: Sequence[tuple[Score, Score]]) -> dict[str, float | int | None]:
+    """How a method's scores compare with the baseline's on the same pictures; None where there are none."""
     if not pairs:
-        return None, None, None
-    gains = [min(score.psnr, PSNR_OF_EQUAL) - min(before.psnr, PSNR_OF_EQUAL) for score, before in pairs]
+        return dict.fromkeys(("fmse_ratio", "worst", "worse"))
+    gains = [_finite("psnr", score.psnr) - _finite("psnr", before.psnr) for score, before in pairs]
     total = math.fsum(before.fmse for _, before in pairs)
     ratio = math.fsum(score.fmse for score, _ in pairs) / total if total else None
-    return ratio, min(gains), sum(gain < 0 for gain in gains)
+    return {"fmse_ratio": ratio, "worst": min(gains), "worse": sum(gain < 0 for gain in gains)}
 
 
 def _finite(measure: str, value: float) -> float:
@@ -201,7 +213,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _markdown(group: str, rows: Iterable[tuple]) -> str:
-    columns = {**MEASURES, **COMPARISONS}.values()
+    columns = COLUMNS.values()
     lines = [
         f"| {group} | method | images | missing | {' | '.join(label for label, _ in columns)} |",
         "|---|---|---:|---:|" + "---:|" * len(columns),
