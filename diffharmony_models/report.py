@@ -34,8 +34,8 @@ COLUMNS = {
     "worse": ("worse", 0),
 }
 """The columns of tables, with their name and the digits after the point: averages of the measures, and comparisons
-with the baseline on the pairs that both have a score for: average fMSE ÷ the baseline's; the lowest gain of PSNR of any pair,
-in dB; how many pairs have a lower PSNR than the baseline.
+with the baseline on the pairs that both have a score for. These are the average fMSE ÷ the baseline's; the lowest gain
+of PSNR of any pair, in dB; how many pairs have a lower PSNR than the baseline.
 """
 
 SIZES = {"256": "At 256×256", "full": "At full size"}
