@@ -126,9 +126,9 @@ def run(args: argparse.Namespace) -> int:
             _score(pair, chain(_baselines(pair), source.results(pair)), report)
     about = (
         f"{printable(str(args.list))}, {len(triples)} pairs; {printable(source.about)}. 8 bits; the foreground on the"
-        " real background. Averages over pictures; `missing` ones could not be scored and are in no average. fMSE ratio:"
-        " to the composite's; worst: the lowest gain of PSNR over the composite of any pair, in dB; worse: how many pairs"
-        " have a lower PSNR than the composite."
+        " real background. Averages over pictures; `missing` ones could not be scored and are in no average. fMSE"
+        " ratio: to the composite's; worst: the lowest gain of PSNR over the composite of any pair, in dB; worse: how"
+        " many pairs have a lower PSNR than the composite."
     )
     print(report.write(args.results, about))
     logger.info("Tables and worst cases: %s", args.results)

@@ -445,8 +445,8 @@ def test_pairs_with_local_light_are_a_group_of_their_own(dataset):
 
 
 def test_monge_kantorovitch_gives_the_background_s_mean_and_covariance(dataset):
-    """Also how the channels go together, which Reinhard's transfer leaves: here a and b of Lab rise together outside the
-    mask and against each other inside.
+    """Also how the channels go together, which Reinhard's transfer leaves: here a and b of Lab rise together outside
+    the mask and against each other inside.
     """
     entry, triple = next(iter(SHARES)), iharmony.pairs(dataset, "IHD_test.txt")[0]
     inside = torch.zeros(256, 256, dtype=torch.bool)
