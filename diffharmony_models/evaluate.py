@@ -263,7 +263,7 @@ def _score(pair: Pair, results: Iterator[tuple[str, torch.Tensor | Exception]], 
             continue
         worst = value.fmse if method == report.ranked_by else worst
         if method not in TRANSFERS:
-            row.append((f"{method} {value.psnr:.1f} dB, fMSE {value.fmse:.0f}", picture))
+            row.append((f"{method} {value.psnr:.1f} dB, {value.fmse:.0f}", picture))
     if worst is not None:
         mask = (f"mask {pair.share:.1%}", pair.mask)
         real = (f"real {Path(pair.entry).stem}", pair.real)

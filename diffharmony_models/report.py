@@ -146,7 +146,7 @@ class Report:
         sheet = folder / "worst.png"
         if self._worst:
             rows = [row for _, _, row in sorted(self._worst, reverse=True)]
-            title = f"The {len(rows)} worst by fMSE of {self.ranked_by}"
+            title = f"The {len(rows)} worst by fMSE of {self.ranked_by}; each with its PSNR and fMSE"
             images.write_image(sheet, images.comparison_sheet(rows, side=256, title=title))
         else:
             stale.append(sheet)

@@ -116,7 +116,7 @@ def test_a_line_of_another_naming_is_named(dataset, line):
 def test_lists_and_folders_that_are_not_there(dataset):
     with pytest.raises(ValueError, match="No data set folder"):
         iharmony.pairs(dataset / "nowhere", "IHD_test.txt")
-    with pytest.raises(ValueError, match="No list nothing.txt.*IHD_test.txt"):
+    with pytest.raises(ValueError, match=r"No list nothing.txt.*IHD_test.txt"):
         iharmony.pairs(dataset, "nothing.txt")
     (dataset / "empty.txt").write_text("\n\n")
     with pytest.raises(ValueError, match="names no picture"):
@@ -473,7 +473,7 @@ def test_monge_kantorovitch_gives_the_background_s_mean_and_covariance(dataset):
 
 
 def test_a_checkpoint_that_cannot_harmonize_is_told_at_once(dataset, parts, weights):
-    with pytest.raises(InputError, match="no refiner.*--ending transfer"):
+    with pytest.raises(InputError, match=r"no refiner.*--ending transfer"):
         evaluated(dataset, "--checkpoint", weights(refiner=None), "--ending", "paper")
     state = {name: torch.full_like(tensor, math.nan) for name, tensor in parts["unet"].state.items()}
     with pytest.raises(InputError, match="NaN"):
