@@ -25,7 +25,8 @@ COMMANDS = {
     "benchmark": ("benchmark", "time and memory on this machine"),
     "make-composites": ("synthesis.dataset", "build training pairs from photos and masks"),
     "train-color-regressor": ("training.color_regressor", "train the network that says how colours must change"),
-    "train-autoencoder": ("training.autoencoder", "train the VAE, or the Harmony-VAE from one"),
+    "train-autoencoder": ("training.autoencoder", "train the VAE"),
+    "train-harmony-vae": ("training.harmony_vae", "train the Harmony-VAE from a VAE"),
     "train-harmonizer": ("training.harmonizer", "train stage 1, the latent diffusion UNet"),
     "train-refiner": ("training.refiner", "train stage 2, the refinement UNet"),
 }

@@ -1,5 +1,6 @@
 """The data: photos for the autoencoder, pairs in the shape of iHarmony4 for the two stages."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from .. import iharmony, images
 from ..errors import InputError
 from ..synthesis import composites, sources
+
+logger = logging.getLogger(__name__)
 
 MARGIN = 1.25  # pictures are kept in memory at so many times the training size, so that crops stay sharp
 
@@ -248,9 +251,9 @@ class Foregrounds:
             self.masks.append(mask)
             subsets.append(triple.subset)
             given.append(origin.given)
-        if unknown:
-            raise InputError(
-                f"No subset {', '.join(sorted(unknown))} in {root / list_file}; check what is to be held out."
+        if unknown:  # a recipe may name what its own data had
+            logger.warning(
+                "no subset %s in %s: nothing of it to hold out", ", ".join(sorted(unknown)), root / list_file
             )
         if not seen:
             raise InputError(f"{root / list_file} names no picture that is not held out.")
