@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
     "benchmark": ("benchmark", "time and memory on this machine"),
     "make-composites": ("synthesis.dataset", "build training pairs from photos and masks"),
+    "statistics": ("synthesis.statistics", "say what the pairs of data sets are like, side by side"),
     "train-color-regressor": ("training.color_regressor", "train the network that says how colours must change"),
     "train-autoencoder": ("training.autoencoder", "train the VAE"),
     "train-harmony-vae": ("training.harmony_vae", "train the Harmony-VAE from a VAE"),

@@ -150,7 +150,8 @@ def test_foreground_weight_is_the_published_one():
 @pytest.mark.parametrize("prediction", sampling.PREDICTIONS)
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_perfect_network_has_no_loss(prediction, share):
-    """The target of every sample, also of those that stand on the model's own estimate, leads back to the real picture."""
+    """The target of every sample, also of those that stand on the model's own estimate, leads back to the real picture.
+    """
     real = torch.randn(6, 4, 8, 8)
     batch = {"real": real, "composite": torch.randn(6, 4, 8, 8), "mask": torch.ones(6, 1, 8, 8)}
     objective = harmonizer.Objective(prediction, torch.zeros(2, 3), share)
@@ -440,6 +441,41 @@ def test_the_shipped_recipes_are_read(name):
         found = recipe.settle(settings, part, argparse.Namespace(config=name, seed=7, steps=None))
         assert found.seed == 7 and found.steps == table["steps"]
     assert name != "small" or len(tables) == len(TRAINERS)
+
+
+def test_the_shipped_recipes_train_every_part(dataset, tmp_path):
+    """At a tiny size, for two steps, each on the files of the ones before."""
+    tiny = {"steps": 2, "batch_size": 2, "size": 64, "workers": 0, "sample_every": 2, "warmup": 1, "crop": 32}
+    colors, vae, stage1 = (
+        tmp_path / name
+        for name in (
+            "color_regressor/color_regressor.safetensors",
+            "autoencoder/vae.safetensors",
+            "harmonizer/harmonizer.safetensors",
+        )
+    )
+    runs_of = [
+        ("small", "color_regressor", [dataset]),
+        ("small", "autoencoder", [dataset]),
+        ("small", "harmony_vae", [dataset, "--from", vae]),
+        ("small", "harmonizer", [dataset, "--vae", vae, "--colors", colors]),
+        ("small", "refiner", [dataset, "--from", stage1]),
+        ("published", "harmonizer", [dataset, "--from", stage1]),
+        ("published", "refiner", [dataset, "--from", stage1]),
+    ]
+    for name, part, arguments in runs_of:
+        table = recipe._read(recipe.RECIPES / f"{name}.toml")[part]
+        settings = {**table, **{key: value for key, value in tiny.items() if key != "crop" or key in table}}
+        if name == "published":
+            settings |= {"resolution": 64} if part == "refiner" else {}
+            settings |= {"widths": [32, 32]} if part == "refiner" else {}
+        output = tmp_path / (part if name == "small" else f"{name}-{part}")
+        command = "train-" + part.replace("_", "-")
+        assert main(runs.command(command, *arguments, output=output, **settings)) == 0
+        assert list(output.glob("*.safetensors")) and list(output.glob("samples/*.jpg"))
+    found = checkpoint.read(tmp_path / "refiner/diffharmony.safetensors")
+    assert found.prediction_type == "sample" and found.refiner.config["in_channels"] == 7
+    assert all((found.unet, found.vae, found.refiner, found.color_regressor))
 
 
 BAD_RECIPES = {

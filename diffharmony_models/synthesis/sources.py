@@ -62,11 +62,13 @@ def read_settings(folder: Path) -> dict:
 
 class Origin(NamedTuple):
     """What a manifest says of a composite: the photo as it was and the number of the foreground in it (None where the
-    manifest does not say), and whether the mask was given with the photo, and not segmented by us."""
+    manifest does not say), whether the mask was given with the photo, and not segmented by us, and which of the
+    `composites.KINDS` it is."""
 
     photo: Path | None
     foreground: int | None
     given: bool
+    kind: str | None
 
 
 def read_manifest(folder: Path) -> dict[str, Origin]:
@@ -82,21 +84,23 @@ def read_manifest(folder: Path) -> dict[str, Origin]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
-            photo, foreground, label = row.get("photo"), row.get("foreground"), row["label"]
-            for value, kind in (
+            photo, foreground = row.get("photo"), row.get("foreground")
+            label, kind = row["label"], row.get("kind")
+            for value, wanted in (
                 (row["composite"], str),
                 (photo, str | None),
                 (foreground, int | None),
                 (label, str | None),
+                (kind, str | None),
             ):
-                if not isinstance(value, kind):
+                if not isinstance(value, wanted):
                     raise TypeError(f"{value!r}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number} is not what make-composites writes ({str(error)[:80]}). Delete the file and "
                 "start make-composites again."
             ) from error
-        found[row["composite"]] = Origin(folder / photo if photo else None, foreground, label is not None)
+        found[row["composite"]] = Origin(folder / photo if photo else None, foreground, label is not None, kind)
     return found
 
 

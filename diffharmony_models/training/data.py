@@ -93,7 +93,7 @@ def _listed_photos(dataset: Path) -> set[Path]:
 def _origin(triple: iharmony.Triple, root: Path, manifest: dict[str, sources.Origin]) -> sources.Origin:
     """What the manifest says of a pair; without it, as of iHarmony4: masks that were given."""
     name = triple.composite.relative_to(root).as_posix()
-    return manifest.get(name, sources.Origin(photo=None, foreground=None, given=True))
+    return manifest.get(name, sources.Origin(photo=None, foreground=None, given=True, kind=None))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
