@@ -94,7 +94,9 @@ class Positions(Dataset):
 
 
 def batches(samples, settings: Settings, *, first_step: int, rank: int, world: int) -> Iterator[dict]:
-    """The batches of one process from `first_step` on: consecutive positions, each process its own slice of every step."""
+    """The batches of one process from `first_step` on: consecutive positions, each process its own slice of every
+    step.
+    """
     per_process = settings.batch_size
 
     def positions() -> Iterator[list[int]]:
