@@ -150,8 +150,7 @@ def test_foreground_weight_is_the_published_one():
 @pytest.mark.parametrize("prediction", sampling.PREDICTIONS)
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_perfect_network_has_no_loss(prediction, share):
-    """The target of every sample, also of those that stand on the model's own estimate, leads back to the real picture.
-    """
+    """The target of every sample, also of those that stand on the model's own estimate, leads back to the real picture."""
     real = torch.randn(6, 4, 8, 8)
     batch = {"real": real, "composite": torch.randn(6, 4, 8, 8), "mask": torch.ones(6, 1, 8, 8)}
     objective = harmonizer.Objective(prediction, torch.zeros(2, 3), share)
@@ -465,13 +464,13 @@ def test_the_shipped_recipes_train_every_part(dataset, tmp_path):
     ]
     for name, part, arguments in runs_of:
         table = recipe._read(recipe.RECIPES / f"{name}.toml")[part]
-        settings = {**table, **{key: value for key, value in tiny.items() if key != "crop" or key in table}}
-        if name == "published":
-            settings |= {"resolution": 64} if part == "refiner" else {}
-            settings |= {"widths": [32, 32]} if part == "refiner" else {}
+        settings = table | {key: value for key, value in tiny.items() if key != "crop" or key in table}
+        if (name, part) == ("published", "refiner"):
+            settings |= {"resolution": 64, "widths": [32, 32]}
         output = tmp_path / (part if name == "small" else f"{name}-{part}")
         command = "train-" + part.replace("_", "-")
-        assert main(runs.command(command, *arguments, output=output, **settings)) == 0
+        line = runs.command(command, *arguments, output=output, **settings)
+        assert runs.run(line, tmp_path / "stderr") == 0, (tmp_path / "stderr").read_text()
         assert list(output.glob("*.safetensors")) and list(output.glob("samples/*.jpg"))
     found = checkpoint.read(tmp_path / "refiner/diffharmony.safetensors")
     assert found.prediction_type == "sample" and found.refiner.config["in_channels"] == 7

@@ -50,8 +50,9 @@ def make_dataset(root: Path, mask: int = 255, pairs: int = 6) -> Path:
 
 def command(name: str, *arguments: object, output: Path, steps: int = 4, **settings: object) -> list[str]:
     """A trainer's command line, with a recipe of these settings beside its output."""
-    path = output.with_name(f"{output.name}.toml")
-    write_recipe(path, name.removeprefix("train-").replace("-", "_"), {**SMALL, "steps": steps, **settings})
+    part = name.removeprefix("train-").replace("-", "_")
+    path = output.with_name(f"{output.name}-{part}.toml")
+    write_recipe(path, part, {**SMALL, "steps": steps, **settings})
     return [name, "--config", str(path), "--output", str(output), *map(str, arguments)]
 
 
