@@ -58,8 +58,10 @@ SMALLEST = 0.005  # a foreground under half a percent teaches nothing
 ATTEMPTS = 3  # draws for a composite before it is given up
 FAINTEST = 1.0  # the foreground's mean squared error, of 255², under which nothing was changed
 FORMAT = ".jpg"
-# Of the `composites.KINDS`: all but the pairs without any change, which are for training and nothing to be measured by.
-SHARES = (0.37, 0.21, 0.315, 0.105, 0.0)
+# Of the `composites.KINDS`; not those without any change, which are for training and nothing to be measured by.
+SHARES = tuple(
+    0.0 if kind == "none" else share for kind, share in zip(composites.KINDS, composites.SHARES, strict=True)
+)
 
 
 # What a manifest row must hold for the lists and the report.

@@ -14,6 +14,7 @@ from ..harmonize import resolution
 from ..numbers import whole
 from ..refiner import INPUTS, Refiner, stack
 from . import cache, data, loop, recipe, sheets
+from .harmonizer import recolored
 
 if TYPE_CHECKING:
     from ..pipeline import DiffHarmony
@@ -85,12 +86,16 @@ def run(args: argparse.Namespace) -> None:
     pairs = data.Pairs(args.dataset, args.list, settings.size, limit=settings.limit)
 
     def harmonize(batch: dict[str, torch.Tensor], seeds: list[int]) -> dict[str, torch.Tensor]:
+        """Stage 1's picture of a batch, which begins from what a colour regressor makes of it, where there is one."""
+        if stage1.color_regressor is not None:
+            batch = {**batch, "composite": recolored(stage1.color_regressor, batch["composite"], batch["mask"])}
         return {**batch, "harmonized": harmonized(stage1, batch, settings.resolution, settings.size, seeds)}
 
     samples: data.Pairs | cache.Cached | Crops = pairs
     if settings.cache_outputs:
         made_of = {
             "stage1": cache.fingerprint(stage1.unet),
+            "colors": cache.fingerprint(stage1.color_regressor) if stage1.color_regressor else "",
             "dataset": str(args.dataset),
             "list": str(args.list),
             "size": str(settings.size),
@@ -155,8 +160,9 @@ def harmonized(
 
 
 def to(stage1: "DiffHarmony", device: torch.device) -> None:
-    for part in (stage1.unet, stage1.vae):
-        part.to(device)
+    for part in (stage1.unet, stage1.vae, stage1.color_regressor):
+        if part is not None:
+            part.to(device)
 
 
 class Crops:
