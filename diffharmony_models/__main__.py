@@ -1,4 +1,7 @@
-"""The command line: `python -m diffharmony_models COMMAND …`. Each command's module is imported only when it is asked for."""
+"""The command line: `python -m diffharmony_models COMMAND …`.
+
+Each command's module is imported only when it is asked for.
+"""
 
 import argparse
 import contextlib

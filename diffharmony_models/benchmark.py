@@ -1,8 +1,9 @@
 """The `benchmark` command: time and memory on this machine, as Markdown tables.
 
-The demo command from start to file; full-size SD 1.5 inpainting weights (random ones) through our pipeline and through a plain
-diffusers loop in the same run; importing the package; and, where a ComfyUI is given, our nodes beside its own inpainting graph. Each
-figure is of a process of its own, started for it, so that neither memory nor warmth is handed on. MB are 10⁶ bytes.
+The demo command from start to file; full-size SD 1.5 inpainting weights (random ones) through our pipeline and through
+a plain diffusers loop in the same run; importing the package; and, where a ComfyUI is given, our nodes beside its own
+inpainting graph. Each figure is of a process of its own, started for it, so that neither memory nor warmth is handed
+on. MB are 10⁶ bytes.
 """
 
 import argparse
@@ -33,8 +34,9 @@ EQUAL = 200.0  # dB that stand for pictures without any difference
 HEAVY = ("diffusers", "transformers", "accelerate", "torch")
 EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
 
-# Runs a command and notes its time and memory. A process of its own, and a small one: on Linux a new process starts with the peak
-# memory of the one that started it. ru_maxrss is in bytes on macOS, in kilobytes elsewhere; Windows has none.
+# Runs a command and notes its time and memory. A process of its own, and a small one: on Linux a new process starts
+# with the peak memory of the one that started it. ru_maxrss is in bytes on macOS, in kilobytes elsewhere; Windows has
+# none.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 start = time.monotonic()
@@ -62,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         choices=PARTS,
-        help="one part: the demo command, full-size weights, the import, or ComfyUI (default: all; ComfyUI with --comfyui only)",
+        help="one part: the demo command, full-size weights, the import, or ComfyUI "
+        "(default: all; ComfyUI with --comfyui only)",
     )
     parser.add_argument(
         "--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)"
@@ -149,7 +152,8 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     for path in (composite, mask):
         if not path.is_file():
             raise InputError(
-                f"{path} is not there (the examples come with the repository, not with the package); give --composite and --mask"
+                f"{path} is not there (the examples come with the repository, not with the package); "
+                "give --composite and --mask"
             )
     usual = _name(default_dtype(device))
     kinds = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (usual != "float32")
@@ -239,8 +243,10 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         (f"{size}, random weights, {resolution}x{resolution}, {args.steps} steps", "seconds", "peak MB"), rows
     )
     text += (
-        f"\n\nEncoding, sampling and decoding; imports and loading the weights are not in the seconds. Memory: {figures['memory']}.\n"
-        f"Medians and highest peaks of {args.repeats}, in turn. The two loops agree in float32 to {figures['agreement_db']:.1f} dB."
+        "\n\nEncoding, sampling and decoding; imports and loading the weights are not in the seconds. "
+        f"Memory: {figures['memory']}.\n"
+        f"Medians and highest peaks of {args.repeats}, in turn. "
+        f"The two loops agree in float32 to {figures['agreement_db']:.1f} dB."
     )
     if usual != "float32":
         figures["cost_db"] = _decibels(result["ours", usual], result["ours", "float32"])
@@ -301,7 +307,10 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         ),
         rows,
     )
-    text += f"\n\nFrom queueing to the saved picture, loading included; the server's peak memory. Medians and highest peaks of {args.repeats}, in turn."
+    text += (
+        "\n\nFrom queueing to the saved picture, loading included; the server's peak memory. "
+        f"Medians and highest peaks of {args.repeats}, in turn."
+    )
     return figures, text
 
 
@@ -309,7 +318,7 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
 
 
 def _launch(command: list, folder: Path) -> dict:
-    """Runs a command; its seconds, from start to end, and its peak memory in bytes (None where the system does not tell)."""
+    """Runs a command; its seconds and its peak memory in bytes (None where the system does not tell)."""
     report = folder / "launch.json"
     done = subprocess.run(
         [sys.executable, "-S", "-c", _LAUNCHER, str(report), *map(str, command)],
@@ -429,7 +438,8 @@ def _words(command: list) -> str:
 def _raise_if_killed(code: int) -> None:
     if code < 0:
         raise InputError(
-            f"a measured process was stopped by signal {-code}, most likely for want of memory; free some, or give a smaller --resolution"
+            f"a measured process was stopped by signal {-code}, most likely for want of memory; "
+            "free some, or give a smaller --resolution"
         )
 
 

@@ -91,7 +91,8 @@ def match(composite: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, to
         mask = mask.expand(composite.shape[0], -1, -1, -1)
     if composite.shape[0] != mask.shape[0]:
         raise InputError(
-            f"{composite.shape[0]} images came with {mask.shape[0]} masks; give one mask for all, or one for each image."
+            f"{composite.shape[0]} images came with {mask.shape[0]} masks; "
+            "give one mask for all, or one for each image."
         )
     return composite, mask
 
@@ -139,8 +140,8 @@ def paste(harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor,
     composite, mask = match(composite, mask)
     if harmonized.shape != composite.shape:
         raise InputError(
-            f"The harmonized image must have the composite's shape. {list(harmonized.shape)} != {list(composite.shape)}. "
-            "Resize it first."
+            "The harmonized image must have the composite's shape. "
+            f"{list(harmonized.shape)} != {list(composite.shape)}. Resize it first."
         )
     mask = mask.to(composite.dtype)
     matte = feathered(mask, feather)

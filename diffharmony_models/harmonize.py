@@ -114,7 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-size",
         metavar="S",
         type=output_size,
-        help="size of the result: its longer side in pixels, proportions kept, or WIDTHxHEIGHT (default: the composite's)",
+        help="size of the result: its longer side in pixels, proportions kept, or WIDTHxHEIGHT "
+        "(default: the composite's)",
     )
     parser.add_argument(
         "--steps", metavar="N", type=steps, default=0, help="sampling steps (default: the checkpoint's own)"
@@ -135,7 +136,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paper",
         action="store_true",
-        help="end as the paper does: the decoded image, scaled down and refined. Default: the original's pixels with the new colours",
+        help="end as the paper does: the decoded image, scaled down and refined. "
+        "Default: the original's pixels with the new colours",
     )
     parser.add_argument("--no-refine", action="store_true", help="with --paper: leave the refiner out")
     parser.add_argument(
@@ -222,7 +224,10 @@ def single(args: argparse.Namespace) -> Job:
 
 
 def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
-    """The jobs of a folder, sorted by name, and (name, reason) of the composites that cannot be one. ValueError for unusable folders."""
+    """The jobs of a folder, sorted by name, and (name, reason) of the composites that cannot be one.
+
+    ValueError for unusable folders.
+    """
     if not args.mask.is_dir():
         raise InputError(f"{args.composite} is a folder but {args.mask} is none; give a folder of masks")
     outputs = [args.out] if args.compare is None else [args.out, args.compare]
@@ -262,7 +267,7 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
 
 
 def picture_seed(number: int, name: str) -> int:
-    """The seed of one picture's noise: a hash of the command's `--seed` and the picture's file name without its extension.
+    """The seed of one picture's noise: a hash of `--seed` and the picture's file name without its extension.
 
     So every picture of a folder has noise of its own, and the same noise alone, in any folder and in any order.
     """
@@ -271,7 +276,10 @@ def picture_seed(number: int, name: str) -> int:
 
 
 def _harmonize(job: Job, args: argparse.Namespace, engine) -> None:
-    """Reads, harmonizes and writes one picture. engine: returns the DiffHarmony; called only once the input has proven good."""
+    """Reads, harmonizes and writes one picture.
+
+    engine: returns the DiffHarmony; called only once the input has proven good.
+    """
     picture, mask = read_pair(job)
     size = picture.size if args.output_size is None else args.output_size(*picture.size)
     for path in (job.out, job.sheet):
@@ -301,7 +309,10 @@ def _harmonize(job: Job, args: argparse.Namespace, engine) -> None:
 
 
 def read_pair(job: Job) -> tuple[images.Picture, torch.Tensor]:
-    """Composite and mask of one picture. ValueError where their sizes differ or the composite is too long for its height."""
+    """Composite and mask of one picture.
+
+    ValueError where their sizes differ or the composite is too long for its height.
+    """
     picture, mask = images.read_image(job.composite), images.read_mask(job.mask)
     height, width = picture.size
     if mask.shape[-2:] != picture.pixels.shape[-2:]:
@@ -321,8 +332,8 @@ def sheet(
     args: argparse.Namespace,
     title: str,
 ):
-    """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one, whose size is
-    that of stage 1, is shown in the composite's proportions."""
+    """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one,
+    whose size is that of stage 1, is shown in the composite's proportions."""
     height, width = composite.shape[-2:]
     panels = [("composite", composite), ("mask", mask)]
     if harmonized is refined:  # by colours alone: there is nothing between the composite and the result
@@ -347,7 +358,8 @@ def _run_engine(
     method = args.method or engine.default_method
     if method != "colors" and inference[0] * inference[1] > 4 * wanted**2:
         raise InputError(
-            f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square"
+            f"{job.composite} is {width}x{height}, too long and thin; "
+            "crop it around the foreground, or use --shape square"
         )
     name = printable(job.composite.name)
     try:
@@ -372,7 +384,8 @@ def _run_engine(
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         raise InputError(
-            f"{job.composite} needs more memory than there is at {inference[1]}x{inference[0]}; give a smaller --resolution or --dtype bfloat16"
+            f"{job.composite} needs more memory than there is at {inference[1]}x{inference[0]}; "
+            "give a smaller --resolution or --dtype bfloat16"
         ) from error
 
 

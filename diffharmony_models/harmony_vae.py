@@ -4,6 +4,7 @@ A second encoder looks at the composite and its mask; what it sees at each resol
 that start at zero, to what the decoder has there. Plain torch, state-dict names of the published weights.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -189,9 +190,8 @@ class _Encoder(nn.Module):
         return self.conv_out(silu(self.conv_norm_out(x)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        for x in self.features(self.conv_in(image)):
-            pass
-        return self.head(self.mid_block(x))
+        last = deque(self.features(self.conv_in(image)), maxlen=1).pop()  # the others are freed on the way
+        return self.head(self.mid_block(last))
 
 
 class _ConditionalEncoder(_Encoder):

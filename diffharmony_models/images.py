@@ -203,7 +203,8 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(
-            f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; give another place"
+            f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; "
+            "give another place"
         )
     if size is not None and size[0] * size[1] > MAX_PIXELS:
         raise InputError(
@@ -211,7 +212,8 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
         )
     if size is not None and max(size) > LARGEST_SIDE[kind]:
         raise InputError(
-            f"{path}: {size[1]}x{size[0]} is too large for {kind}, whose sides hold {LARGEST_SIDE[kind]} pixels at most; write a .png"
+            f"{path}: {size[1]}x{size[0]} is too large for {kind}, whose sides hold {LARGEST_SIDE[kind]} pixels "
+            "at most; write a .png"
         )
     return kind
 
@@ -221,8 +223,9 @@ def write_image(
 ) -> None:
     """Writes an image [1, 3, H, W] or [3, H, W] in [0, 1], 8 bits a channel, in the format that the extension names.
 
-    JPEG at quality 95 without chroma subsampling; PNG and WebP without loss. `alpha` ([1, 1, H, W] in [0, 1]) is kept in PNG and
-    WebP; JPEG has none. The file appears whole or not at all. ValueError for NaN, bad shapes and what `check_output` refuses.
+    JPEG at quality 95 without chroma subsampling; PNG and WebP without loss. `alpha` ([1, 1, H, W] in [0, 1]) is kept
+    in PNG and WebP; JPEG has none. The file appears whole or not at all. ValueError for NaN, bad shapes and what
+    `check_output` refuses.
     """
     kind = check_output(path, tuple(image.shape[-2:]))
     pixels = to_bytes(image)
@@ -269,7 +272,10 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def to_bytes(image: torch.Tensor) -> np.ndarray:
-    """[1, C, H, W] or [C, H, W] in [0, 1] as uint8 [H, W, C], rounded to nearest. ValueError for NaN and for batches."""
+    """[1, C, H, W] or [C, H, W] in [0, 1] as uint8 [H, W, C], rounded to nearest.
+
+    ValueError for NaN and for batches.
+    """
     if image.dim() == 4 and image.shape[0] == 1:
         image = image[0]
     if image.dim() != 3 or image.shape[0] not in (1, 3):
@@ -288,8 +294,9 @@ def comparison_sheet(
 ) -> torch.Tensor:
     """One sheet of labelled pictures: float32 [1, 3, H, W] in [0, 1], for `write_image`.
 
-    rows: for each row, (label, image) with images [1, 3 or 1, h, w] in [0, 1]; one channel (a mask) is shown grey. Every picture is
-    scaled to fit `side` pixels, so that different sizes of the same picture stand beside each other at one scale.
+    rows: for each row, (label, image) with images [1, 3 or 1, h, w] in [0, 1]; one channel (a mask) is shown grey.
+    Every picture is scaled to fit `side` pixels, so that different sizes of the same picture stand beside each other at
+    one scale.
     """
     margin, font = 8, ImageFont.load_default(size=16)
     caption = 26
@@ -426,8 +433,8 @@ def _high_depth(image: Image.Image, path: str | os.PathLike) -> torch.Tensor:
     highest = 1 if image.mode == "F" else 65535
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > highest:
         raise InputError(
-            f"{path} holds values from {values.min():g} to {values.max():g}; a picture of mode {image.mode} must keep to 0..{highest};"
-            " save it with 8 or 16 bits a channel"
+            f"{path} holds values from {values.min():g} to {values.max():g}; "
+            f"a picture of mode {image.mode} must keep to 0..{highest}; save it with 8 or 16 bits a channel"
         )
     return torch.from_numpy(values / highest)[None, None]
 

@@ -1,7 +1,8 @@
-"""The whole flow on diffusers: composite + mask -> latents -> decoded image -> harmonized picture, background untouched.
+"""The whole flow on diffusers: composite + mask -> latents -> decoded image -> picture, background untouched.
 
-The method is DiffHarmony's (arXiv 2404.06139). Images are float32 [B, 3, H, W] in [0, 1], masks [B, 1, H, W] in [0, 1], 1 =
-foreground; [-1, 1] exists only right before a VAE. Latents are float32 [B, 4, h, w], scaled (by 0.18215 for SD 1.5).
+The method is DiffHarmony's (arXiv 2404.06139). Images are float32 [B, 3, H, W] in [0, 1], masks [B, 1, H, W] in [0, 1],
+1 = foreground; [-1, 1] exists only right before a VAE. Latents are float32 [B, 4, h, w], scaled (by 0.18215 for SD
+1.5).
 """
 
 import logging
@@ -75,8 +76,9 @@ class DiffHarmony:
     """The parts of a checkpoint, and the flow through them. Parts may be missing; what needs one says so.
 
     unet: diffusers UNet2DConditionModel with 9 input channels. vae: AutoencoderKL. refiner: `Refiner`. harmony_vae:
-    `HarmonyVAE`. color_regressor: `ColorRegressor`. null_text: [tokens, width]. All parts on one device. prediction_type: what the UNet predicts,
-    of `sampling.PREDICTIONS`. resolution, in pixels, and steps: the checkpoint's own, taken where a call says 0.
+    `HarmonyVAE`. color_regressor: `ColorRegressor`. null_text: [tokens, width]. All parts on one device.
+    prediction_type: what the UNet predicts, of `sampling.PREDICTIONS`. resolution, in pixels, and steps: the
+    checkpoint's own, taken where a call says 0.
     """
 
     def __init__(
@@ -251,12 +253,12 @@ class DiffHarmony:
         """Harmonizes composites. Arguments as for `harmonize_latents`, and:
 
         method: "colors", the colour regressor alone, at the output size; "diffusion", the paper's stages; "both", the
-        stages on what the regressor has made of the composite; None: `default_method`. amounts: how much of the change is
-        made.
-        output_size: (height, width) of the result, to which composite and mask are resized first; None: the
-        composite's own. ending: "transfer" carries the colours to the composite's own pixels; "paper" scales the decoded
-        image to the output size and refines it there. refine: run the refiner, for "paper"; "transfer" reads the colours,
-        and how noisy they are, from the decoded image itself.
+        stages on what the regressor has made of the composite; None: `default_method`. amounts: how much of the change
+        is made.
+        output_size: (height, width) of the result, to which composite and mask are resized first; None: the composite's
+        own. ending: "transfer" carries the colours to the composite's own pixels; "paper" scales the decoded image to
+        the output size and refines it there. refine: run the refiner, for "paper"; "transfer" reads the colours, and
+        how noisy they are, from the decoded image itself.
         feather: pixels by which a hard mask's edge is softened inwards. harmony_vae: encode and decode by the
         Harmony-VAE (one more draw, the last); None: "transfer" does where there is one, "paper" only where there is no
         other VAE, for its figures are the plain one's. progress: called with (done, steps + 3).
@@ -443,8 +445,9 @@ class DiffHarmony:
                 str(next(p.parameters()).dtype).removeprefix("torch.") for p in (self.unet, self.vae) if p is not None
             }
             raise InputError(
-                f"The {what} made by {self.name} in {'/'.join(sorted(dtypes))} holds NaN or infinite values. Either the "
-                "weights are broken (get them anew) or the dtype is too narrow for them (use dtype float32, `--dtype float32`)."
+                f"The {what} made by {self.name} in {'/'.join(sorted(dtypes))} holds NaN or infinite values. "
+                "Either the weights are broken (get them anew) or the dtype is too narrow for them "
+                "(use dtype float32, `--dtype float32`)."
             )
 
 

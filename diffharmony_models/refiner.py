@@ -30,10 +30,10 @@ class Refiner(nn.Module):
     """Residual UNet: clamp(first three input channels + unet(input), -1, 1).
 
     in_channels: 7 (harmonized, mask, composite), 4 (harmonized, mask) or 3 (harmonized). block_out_channels: one width
-    a level, multiples of norm_num_groups. layers_per_block: residual blocks a level on the way down (one more going up).
-    attention_head_dim: width of one head of the middle block's attention; None = a single head as wide as the block.
-    downsample_padding: 0 pads right and bottom by 1, as published; 1 pads all round.
-    `.config` is the dictionary of the published config.json.
+    a level, multiples of norm_num_groups. layers_per_block: residual blocks a level on the way down (one more going
+    up). attention_head_dim: width of one head of the middle block's attention; None = a single head as wide as the
+    block. downsample_padding: 0 pads right and bottom by 1, as published; 1 pads all round. `.config` is the dictionary
+    of the published config.json.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""What an evaluation found, as files: the paper's two tables, a line for each picture, what is missing, the worst cases as a sheet."""
+"""What an evaluation found, as files.
+
+The paper's two tables, a line for each picture, what is missing, and the worst cases as a sheet.
+"""
 
 import csv
 import heapq
@@ -17,7 +20,10 @@ MEASURES = {"psnr": ("PSNR", 2), "mse": ("MSE", 2), "fmse": ("fMSE", 2), "ssim":
 """A score's fields, with their name and the digits after the point in tables."""
 
 SHARES = ((0.05, "0–5 %"), (0.15, "5–15 %"), (1.0, "15–100 %"))
-"""The paper's buckets by the foreground's share of the picture: upper edge and name. An edge belongs to the bucket above it."""
+"""The paper's buckets by the foreground's share of the picture: upper edge and name.
+
+An edge belongs to the bucket above it.
+"""
 
 PSNR_OF_EQUAL = 100.0
 """What an infinite PSNR (a result equal to the real picture) counts as in an average, in dB."""
@@ -81,7 +87,8 @@ class Report:
     def write(self, folder: Path, about: str) -> None:
         """Writes by_subset, by_share (.md and .csv), images.csv, missing.csv and worst.png, each whole or not at all.
 
-        about: one sentence for the head of the tables, on what was evaluated. OSError where the folder cannot be written.
+        about: one sentence for the head of the tables, on what was evaluated. OSError where the folder cannot be
+        written.
         """
         subsets = sorted({line.subset for line in [*self.scores, *self.missing]})
         by_subset = self._averages(subsets, lambda line: line.subset)

@@ -31,8 +31,8 @@ WIDER = 3  # the first level's windows, in radii
 GLOBAL_REGULARIZATION = 3e-4
 NOISE_TO_MATRIX = 16.0  # variance of the noise to ridge: a few independent samples a window, matrices differing by ~0.1
 PIXELS = 4.0  # that a window must count for its model to be believed by half
-# A small network's noise is the mark of errors that are no noise: patches of wrong light, contrast that its doubt has flattened. Squared,
-# because a faithful picture, whose noise is a tenth, must not lose its local light by them.
+# A small network's noise is the mark of errors that are no noise: patches of wrong light, contrast that its doubt has
+# flattened. Squared, because a faithful picture, whose noise is a tenth, must not lose its local light by them.
 NOISE_TO_PIXELS = 1e8  # squared variance of the noise to PIXELS
 NOISE_TO_POLYNOMIAL = 1e4  # squared variance of the noise to GLOBAL_REGULARIZATION
 EDGE_WEIGHT = 1e-3  # pixels at the mask's edge count only where there are no others

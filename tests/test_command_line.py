@@ -41,8 +41,9 @@ def tiny() -> checkpoint.Checkpoint:
         cross_attention_dim=8, norm_num_groups=4, sample_size=8,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=1, latent_channels=4, norm_num_groups=4, scaling_factor=0.18215,
+        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=1, latent_channels=4,
+        norm_num_groups=4, scaling_factor=0.18215,
     )  # fmt: skip
     unet_part, vae_part = _part(unet), _part(vae)
     unet_part.config["_class_name"], vae_part.config["_class_name"] = "UNet2DConditionModel", "AutoencoderKL"
@@ -842,8 +843,9 @@ def test_the_program_harmonizes_and_says_only_that(tmp_path, pair, weights):
 
 def test_help_loads_nothing_heavy_and_harmonizing_no_pipelines(tmp_path, pair, weights):
     code = (
-        "import sys; from diffharmony_models.__main__ import main; main(sys.argv[1:]);"
-        "print([name for name in ('torch', 'numpy', 'diffusers', 'transformers', 'diffusers.pipelines.stable_diffusion') if name in sys.modules])"
+        "import sys; from diffharmony_models.__main__ import main; main(sys.argv[1:])\n"
+        "heavy = ('torch', 'numpy', 'diffusers', 'transformers', 'diffusers.pipelines.stable_diffusion')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     assert python("-c", code, "--help", cwd=tmp_path).stdout.endswith("\n[]\n")
     loaded = python("-c", code, "harmonize", *pair, "out.png", "--checkpoint", weights, cwd=tmp_path).stdout

@@ -48,7 +48,7 @@ def commands() -> list[str]:
 
 
 def arguments(line: str) -> list[str] | None:
-    """What stands behind `-m diffharmony_models` in a line of the shell, up to its end; None where the line runs something else."""
+    """What stands behind `-m diffharmony_models` in a line of the shell; None where the line runs something else."""
     words = shlex.split(line, comments=True)
     if "diffharmony_models" not in words:
         return None
@@ -58,7 +58,11 @@ def arguments(line: str) -> list[str] | None:
 
 
 def test_importing_the_package_is_quick_and_light():
-    code = f"import sys, time, diffharmony_models; print(time.process_time(), *[name for name in {(*HEAVY, 'torch')} if name in sys.modules])"
+    heavy = (*HEAVY, "torch")
+    code = (
+        "import sys, time, diffharmony_models\n"
+        f"print(time.process_time(), *[name for name in {heavy} if name in sys.modules])"
+    )
     seconds, *loaded = python(code).split()
     assert not loaded
     assert float(seconds) < 3  # of processor time, so that a busy machine does not count

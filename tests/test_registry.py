@@ -24,7 +24,10 @@ def below(files: set[str], place: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def files() -> tuple[set[str], set[str]]:
-    """The repository's files, and those that the archive holds. comfy-cli reads .comfyignore as git reads .gitignore."""
+    """The repository's files, and those that the archive holds.
+
+    comfy-cli reads .comfyignore as git reads .gitignore.
+    """
 
     def git(*arguments: str) -> set[str]:
         command = ["git", "-C", str(ROOT), "-c", "core.quotePath=false", "ls-files", *arguments]
