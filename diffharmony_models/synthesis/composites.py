@@ -36,7 +36,7 @@ def make(
     generator: torch.Generator,
     reference: tuple[torch.Tensor, torch.Tensor] | None = None,
     *,
-    shares: tuple[float, ...] = (0.35, 0.2, 0.3, 0.1, 0.05),
+    shares: tuple[float, ...] = (0.25, 0.35, 0.25, 0.1, 0.05),
     local_share: float = 0.3,
     jitter: float = 0.6,
     jpeg: float = 0.5,
@@ -63,7 +63,7 @@ def make(
     # Lost colours can only be told from dull ones where the thing is vivid, as it is in the photos that people publish.
     vivid = of("dull") + of("transfer") * picker.chance(0.6)
     # A thing may be dark or bright by itself, or stand in the shade: it need not be as light as what is around it.
-    shade = torch.exp2(picker.chance(0.4) * picker.normal(0.7).clamp(-1.5, 1.0) / looks.GAMMA)
+    shade = torch.exp2(picker.chance(0.4) * (picker.normal(0.7) - 0.3).clamp(-1.8, 1.0) / looks.GAMMA)
     own = torch.bmm(looks.own_color(picker, vivid) * shade[..., None], photo.flatten(2)).view_as(photo).clamp(0, 1)
     photo = torch.where(mask > 0, own, photo)
 

@@ -21,7 +21,7 @@ from . import data, loop, sheets
 # Added under the root of a sample's mean squared error: (2.5 / 255)², an error that nobody sees.
 ROOT_FLOOR = 1e-4
 # Of the mean squared error beside its root: a few pairs that are far off must not be the price of many that are close.
-SQUARE_WEIGHT = 4.0
+SQUARE_WEIGHT = 8.0
 FROZEN = 3  # the stem and so many stages keep their ImageNet weights: edges and textures are the same here
 
 

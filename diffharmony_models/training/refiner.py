@@ -12,6 +12,7 @@ from ..harmonize import resolution
 from ..numbers import whole
 from ..refiner import INPUTS, Refiner, stack
 from . import cache, data, loop, sheets
+from .harmonizer import recolored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,11 +102,15 @@ def run(args: argparse.Namespace) -> None:
     pairs = data.Pairs(args.dataset, args.list, args.size, limit=args.limit)
 
     def harmonize(batch, seeds):
+        """Stage 1's picture of a batch, which begins from what a colour regressor makes of it, where there is one."""
+        if stage1.color_regressor is not None:
+            batch = {**batch, "composite": recolored(stage1.color_regressor, batch["composite"], batch["mask"])}
         return {**batch, "harmonized": harmonized(stage1, batch, args.resolution, args.size, seeds)}
 
     if args.cache_outputs:
         made_of = {
             "stage1": cache.fingerprint(stage1.unet),
+            "colors": cache.fingerprint(stage1.color_regressor) if stage1.color_regressor else "",
             "resolution": str(args.resolution),
             "limit": str(args.limit),
         }
@@ -168,8 +173,9 @@ def harmonized(stage1, batch: dict[str, torch.Tensor], resolution: int, size: in
 
 
 def to(stage1, device) -> None:
-    for part in (stage1.unet, stage1.vae):
-        part.to(device)
+    for part in (stage1.unet, stage1.vae, stage1.color_regressor):
+        if part is not None:
+            part.to(device)
 
 
 class Crops:
