@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -156,8 +157,11 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
                 "give --composite and --mask"
             )
     usual = _name(default_dtype(device))
-    kinds = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (usual != "float32")
-    found, results = {}, {}
+    kinds: list[tuple[str, list[str]]] = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (
+        usual != "float32"
+    )
+    found: dict[str, list[dict]] = {}
+    results: dict[str, Path] = {}
     for number, (kind, options) in enumerate(tqdm(kinds, desc="demo command", unit="run", disable=None)):
         results[kind] = folder / f"demo{number}.png"
         command = [sys.executable, "-m", __package__, "harmonize", composite, mask, results[kind], *options]
@@ -166,13 +170,15 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         found.setdefault(kind, []).append(_launch(command, folder))
         if not results[kind].is_file():
             raise RuntimeError(f"{' '.join(map(str, command))} ended well but wrote no file")
-    figures = {
+    figures: dict[str, Any] = {
         "dtype": usual,
         "bound_seconds": DEMO_SECONDS,
         "bound_mb": DEMO_MB,
         **{kind: _summary(runs) for kind, runs in found.items()},
     }
-    rows = [(f"{kind}{', the default' if kind == usual else ''}", *_cells(figures[kind])) for kind in found]
+    rows: list[tuple[str, ...]] = [
+        (f"{kind}{', the default' if kind == usual else ''}", *_cells(figures[kind])) for kind in found
+    ]
     rows.append(("bound, on two CPU cores", f"{DEMO_SECONDS:.1f}", f"{DEMO_MB}"))
     text = _table((f"demo command ({composite.name}), from start to file", "seconds", "peak MB"), rows)
     if usual != "float32":
@@ -190,7 +196,7 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     unet_widths, vae_widths = (args.widths, args.widths) if args.widths else (UNET_WIDTHS, VAE_WIDTHS)
     usual = _name(args.dtype or default_dtype(device))
     kinds = ["float32"] + [usual] * (usual != "float32")
-    found = {(kind, loop): [] for kind in kinds for loop in ("ours", "plain")}
+    found: dict[tuple[str, str], list[dict]] = {(kind, loop): [] for kind in kinds for loop in ("ours", "plain")}
     with tqdm(total=1 + args.repeats * len(found), desc="full size", unit="run", disable=None) as bar:
         checkpoint.write(random_checkpoint(unet_widths, vae_widths), weights)
         bar.update()
@@ -218,7 +224,7 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         "vae_widths": list(vae_widths),
     }
     figures["memory"] = next(iter(found.values()))[0]["memory"]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind in kinds:
         ours, plain = (_summary(found[kind, loop]) for loop in ("ours", "plain"))
         ratios = {"ratio_seconds": ours["seconds"] / plain["seconds"], "ratio_peak": None}
@@ -268,7 +274,7 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
         "loaded": loaded,
         "runs": seconds,
     }
-    rows = [("median", f"{figures['seconds']:.3f}"), ("bound", f"{IMPORT_SECONDS:.3f}")]
+    rows: list[tuple[str, ...]] = [("median", f"{figures['seconds']:.3f}"), ("bound", f"{IMPORT_SECONDS:.3f}")]
     return figures, _table(
         (f"import {__package__}", "seconds"), rows
     ) + f"\n\nPulls in {', '.join(loaded) or 'none'} of {', '.join(HEAVY)}."
@@ -281,7 +287,8 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     own = args.comfyui.resolve() / ".venv/bin/python"
     python = args.comfyui_python or str(own if own.is_file() else sys.executable)
     base.mkdir()
-    graphs, found = benchmark_host.graphs(resolution, args.steps), {"core": [], "ours": []}
+    graphs = benchmark_host.graphs(resolution, args.steps)
+    found: dict[str, list[dict]] = {"core": [], "ours": []}
     with tqdm(total=1 + args.repeats * len(found), desc="ComfyUI", unit="run", disable=None) as bar:
         benchmark_host.prepare(base, resolution)
         bar.update()
@@ -297,7 +304,10 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     if core["peak_mb"] and ours["peak_mb"]:
         ratios["ratio_peak"] = ours["peak_mb"] / core["peak_mb"]
     figures = {"resolution": resolution, "steps": args.steps, "core": core, "ours": ours, **ratios}
-    rows = [("UNETLoader, VAEEncode, KSampler, VAEDecode", *_cells(core)), ("our nodes", *_cells(ours))]
+    rows: list[tuple[str, ...]] = [
+        ("UNETLoader, VAEEncode, KSampler, VAEDecode", *_cells(core)),
+        ("our nodes", *_cells(ours)),
+    ]
     rows.append(("**ours / core** (bounds 1.02, 1.00)", *(f"**{_number(value, 3)}**" for value in ratios.values())))
     text = _table(
         (
@@ -401,9 +411,10 @@ def _environment() -> dict[str, str]:
 def _summary(runs: list[dict]) -> dict:
     """Median seconds, highest peak in MB (None where it is not known), and the runs themselves."""
     peaks = [run["peak"] / 1e6 if run["peak"] else None for run in runs]
+    known = [peak for peak in peaks if peak is not None]
     return {
         "seconds": statistics.median(run["seconds"] for run in runs),
-        "peak_mb": None if None in peaks else max(peaks),
+        "peak_mb": max(known) if len(known) == len(peaks) else None,
         "runs_seconds": [run["seconds"] for run in runs],
         "runs_peak_mb": peaks,
     }

@@ -7,16 +7,28 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import InputError, one_line
 
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
 UNET_WIDTHS, VAE_WIDTHS = (320, 640, 1280, 1280), (128, 256, 512, 512)  # SD 1.5
 TOKENS, TEXT_WIDTH = 77, 768
 
 
-def plain_loop(vae, unet, null_text, composite, mask, steps: int, generator: torch.Generator) -> torch.Tensor:
+def plain_loop(
+    vae: torch.nn.Module,
+    unet: torch.nn.Module,
+    null_text: torch.Tensor,
+    composite: torch.Tensor,
+    mask: torch.Tensor,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
     """The method as one writes it with diffusers alone, to compare with.
 
     vae, unet: AutoencoderKL and UNet2DConditionModel, of one device and dtype, as the tensors: null_text [1, tokens,
@@ -40,7 +52,9 @@ def plain_loop(vae, unet, null_text, composite, mask, steps: int, generator: tor
         return (image / 2 + 0.5).clamp(0, 1)
 
 
-def random_checkpoint(unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tuple[int, ...] = VAE_WIDTHS):
+def random_checkpoint(
+    unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tuple[int, ...] = VAE_WIDTHS
+) -> "Checkpoint":
     """A Checkpoint of SD 1.5 inpainting's shape with random weights, float32, no refiner.
 
     Every layer keeps its input's variance.
@@ -122,6 +136,7 @@ def measure(task: dict) -> dict:
         return engine.decode(latents)
 
     def plain(steps: int) -> torch.Tensor:
+        assert engine.null_text is not None
         text, image, small = (tensor.to(device, kind) for tensor in (engine.null_text[None], composite, mask))
         return plain_loop(engine.vae, engine.unet, text, image, small, steps, torch.Generator().manual_seed(0))
 

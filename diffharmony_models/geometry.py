@@ -5,6 +5,7 @@ No function changes its arguments.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,12 @@ def inference_size(height: int, width: int, resolution: int, shape: str = "keep"
         return resolution, resolution
     if shape == "keep":
         scale = resolution / math.sqrt(height * width)
-        return tuple(max(SIDE, round(side * scale / SIDE) * SIDE) for side in (height, width))
+        high, wide = (max(SIDE, round(side * scale / SIDE) * SIDE) for side in (height, width))
+        return high, wide
     raise InputError(f'Unknown shape "{shape}"; expected "keep" or "square".')
 
 
-def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """[B, C, H, W] to [B, C, *size], bilinear, antialiased when shrinking. The same size comes back untouched."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image

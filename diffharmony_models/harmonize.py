@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from . import geometry, images, recolor
 from .errors import InputError, disk_full, printable, reason
 from .numbers import real, whole
+
+if TYPE_CHECKING:
+    from .pipeline import DiffHarmony, Result
 
 logger = logging.getLogger(__name__)
 
@@ -243,13 +247,15 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
     composites = list(_pictures(args.composite))
     if not composites:
         raise InputError(f"{args.composite} holds no picture; expected {', '.join(images.READABLE)} directly in it")
-    jobs, failures, taken = [], [], {}
+    jobs: list[Job] = []
+    failures: list[tuple[str, str]] = []
+    taken: dict[Path, str] = {}
     for composite in composites:
         stem = composite.stem
         found = masks.get(stem) or masks.get(stem.rpartition("_")[0], [])
         out = args.out / (composite.name if composite.suffix.lower() in images.WRITABLE else f"{stem}.png")
         sheet = None if args.compare is None else args.compare / f"{stem}.png"
-        other = taken.get(out) or taken.get(sheet)
+        other = taken.get(out) or (taken.get(sheet) if sheet else None)
         if len(found) != 1:
             names = ", ".join(path.name for path in found)
             what = (
@@ -275,7 +281,7 @@ def picture_seed(number: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
 
 
-def _harmonize(job: Job, args: argparse.Namespace, engine) -> None:
+def _harmonize(job: Job, args: argparse.Namespace, engine: Callable[[], "DiffHarmony"]) -> None:
     """Reads, harmonizes and writes one picture.
 
     engine: returns the DiffHarmony; called only once the input has proven good.
@@ -331,7 +337,7 @@ def sheet(
     refined: torch.Tensor,
     args: argparse.Namespace,
     title: str,
-):
+) -> torch.Tensor:
     """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one,
     whose size is that of stage 1, is shown in the composite's proportions."""
     height, width = composite.shape[-2:]
@@ -350,8 +356,13 @@ def sheet(
 
 
 def _run_engine(
-    engine, picture: images.Picture, mask: torch.Tensor, size: tuple[int, int], job: Job, args: argparse.Namespace
-):
+    engine: "DiffHarmony",
+    picture: images.Picture,
+    mask: torch.Tensor,
+    size: tuple[int, int],
+    job: Job,
+    args: argparse.Namespace,
+) -> "Result":
     height, width = picture.size
     wanted = args.resolution or engine.resolution
     inference = geometry.inference_size(height, width, wanted, args.shape)
@@ -394,7 +405,7 @@ def _show(bar: tqdm, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _load(args: argparse.Namespace, device: torch.device):
+def _load(args: argparse.Namespace, device: torch.device) -> "DiffHarmony":
     from . import checkpoint, pipeline  # diffusers comes with it, and takes seconds: bad pictures are told before
 
     weights = checkpoint.read(args.checkpoint or checkpoint.bundled())
@@ -426,7 +437,7 @@ def dtype(text: str) -> torch.dtype:
     return DTYPES[text.lower()]
 
 
-def output_size(text: str):
+def output_size(text: str) -> Callable[[int, int], tuple[int, int]]:
     """What `--output-size` says, as a function of the composite's height and width that gives those of the result."""
     found = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text)
     if not found or not all(0 < int(side) <= 65500 for side in found.groups() if side is not None):
@@ -436,9 +447,12 @@ def output_size(text: str):
     first, second = found.groups()
     if second is not None:
         return lambda height, width: (int(second), int(first))
-    return lambda height, width: tuple(
-        max(1, round(side * int(first) / max(height, width))) for side in (height, width)
-    )
+
+    def proportional(height: int, width: int) -> tuple[int, int]:
+        longer = max(height, width)
+        return max(1, round(height * int(first) / longer)), max(1, round(width * int(first) / longer))
+
+    return proportional
 
 
 steps = whole(1, 1000)

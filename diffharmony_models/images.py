@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -231,7 +232,7 @@ def write_image(
     pixels = to_bytes(image)
     if alpha is not None and kind in ALPHA_FORMATS:
         pixels = np.concatenate([pixels, to_bytes(alpha)], axis=2)
-    options = {
+    options: dict[str, Any] = {
         "PNG": {"compress_level": 4},
         "JPEG": {"quality": 95, "subsampling": 0},
         "WEBP": {
@@ -248,7 +249,7 @@ def write_image(
     write_bytes(path, encoded.getbuffer())
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     """Writes a file beside its place and moves it there once it is whole. On any failure nothing of it stays.
 
     OSError says which file could not be written and why (no room, no permission, …).
@@ -421,7 +422,7 @@ def _channels(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, I
 
 def _matte(decoded: _Decoded) -> Image.Image:
     """Mode L: the alpha channel where it says anything, else a pixel's brightest channel."""
-    if decoded.alpha is not None and decoded.alpha.getextrema()[0] < 255:
+    if decoded.alpha is not None and np.asarray(decoded.alpha).min() < 255:
         return decoded.alpha
     red, green, blue = decoded.colors.split()
     return ImageChops.lighter(ImageChops.lighter(red, green), blue)
@@ -439,19 +440,20 @@ def _high_depth(image: Image.Image, path: str | os.PathLike) -> torch.Tensor:
     return torch.from_numpy(values / highest)[None, None]
 
 
+def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile | io.BytesIO) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return cast(Image.Image, converted)  # None only where it is done in place
+
+
 def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Any 8-bit mode as RGB; grey, CMYK and Lab through their profiles, since what goes out is RGB."""
     if image.mode in ("RGB", "RGBX", "P", "1"):
         return image.convert("RGB")
     try:
         if image.mode == "LAB":
-            return ImageCms.profileToProfile(
-                image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
+            return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
         if profile is not None and (image.mode, _profile_space(profile)) in (("CMYK", b"CMYK"), ("L", b"GRAY")):
-            return ImageCms.profileToProfile(
-                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
+            return _converted(image, io.BytesIO(profile))
     except (ImageCms.PyCMSError, OSError) as error:
         logger.warning("the picture's colour profile cannot be used (%s); it is read without it", error)
     return image.convert("RGB")
@@ -493,7 +495,7 @@ def _fit(image: torch.Tensor, side: int) -> Image.Image:
     return picture.resize([max(1, round(length * scale)) for length in picture.size], Image.Resampling.LANCZOS)
 
 
-def _shorten(text: str, font: ImageFont.ImageFont, width: int) -> str:
+def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     """The text as one line, with its end cut off where it does not fit the width."""
     text = printable(text).replace("\n", " ")
     if font.getlength(text) <= width:

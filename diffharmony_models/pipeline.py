@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -285,7 +286,7 @@ class DiffHarmony:
         report = _Report(progress, steps + 3)
         target = original = geometry.resize(composite.float(), output_size or composite.shape[-2:])
         if method == "both":
-            composite, change = recolor.harmonize(self.color_regressor, composite.float(), mask)
+            composite, change = recolor.harmonize(self._need("color_regressor"), composite.float(), mask)
             target = recolor.apply(target, geometry.resize(mask.float(), target.shape[-2:]), change)
         result = Result(geometry.resize(composite.float(), size).clone(), original.clone())
         if not keep:
@@ -321,7 +322,7 @@ class DiffHarmony:
     ) -> Result:
         """The method "colors": both of the result's pictures are the same."""
         composite, mask = geometry.match(composite, mask)
-        change = recolor.predict(self.color_regressor, composite.float(), mask)
+        change = recolor.predict(self._need("color_regressor"), composite.float(), mask)
         target = geometry.resize(composite.float(), output_size or composite.shape[-2:])
         shown = geometry.resize(mask.float(), target.shape[-2:]) * (~geometry.is_empty(mask))[:, None, None, None]
         refined = recolor.apply(target, shown, change, amounts, feather)
@@ -416,7 +417,7 @@ class DiffHarmony:
         harmonized = geometry.resize(harmonized, composite.shape[-2:])
         if refine:
             inputs = (tensor.to(self.device) for tensor in (harmonized, composite, mask))
-            harmonized = refine_image(self.refiner, *inputs).to(composite.device)
+            harmonized = refine_image(self._need("refiner"), *inputs).to(composite.device)
             self._finite(harmonized, "refined image")
         return geometry.paste(harmonized, composite, mask, feather)
 
@@ -427,12 +428,15 @@ class DiffHarmony:
             self._need("refiner")
 
     def _size(self, composite: torch.Tensor, resolution: int, shape: str) -> tuple[int, int]:
-        return geometry.inference_size(*composite.shape[-2:], resolution or self.resolution, shape)
+        height, width = composite.shape[-2:]
+        return geometry.inference_size(height, width, resolution or self.resolution, shape)
 
     def _factor(self, harmony_vae: bool) -> int:
-        return self.harmony_vae.factor if harmony_vae else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if harmony_vae:
+            return self._need("harmony_vae").factor
+        return 2 ** (len(self._need("vae").config.block_out_channels) - 1)
 
-    def _need(self, part: str):
+    def _need(self, part: str) -> Any:
         value = getattr(self, part)
         if value is None:
             name, how = _HOW[part]

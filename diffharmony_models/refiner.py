@@ -4,6 +4,8 @@ Plain torch. State-dict names are those of diffusers' `UNet2DModel` without the 
 weights load strictly.
 """
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 
@@ -64,7 +66,7 @@ class Refiner(nn.Module):
         if attention_head_dim is not None and widths[-1] % attention_head_dim:
             raise InputError(f"attention_head_dim {attention_head_dim} must divide the last width, {widths[-1]}.")
         levels = len(widths)
-        self.config = {
+        self.config: dict[str, Any] = {
             "_class_name": "UNet2DCustom",
             "act_fn": "silu",
             "add_attention": True,
