@@ -15,7 +15,7 @@ RAW = "https://raw.githubusercontent.com/"
 # What a user has to get, and what serves developers alone; folders end in "/".
 SHIPPED = ("__init__.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt", "nodes/", "diffharmony_models/")
 SHIPPED += ("workflows/", "subgraphs/", "locales/", "web/")
-KEPT_BACK = ("tests/", ".ci/", ".github/", ".gitignore", ".comfyignore")
+KEPT_BACK = ("tests/", ".ci/", ".github/", ".gitignore", ".comfyignore", ".pre-commit-config.yaml", "CONTRIBUTING.md")
 
 
 def below(files: set[str], place: str) -> set[str]:
