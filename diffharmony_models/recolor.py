@@ -41,8 +41,6 @@ def predict(
     frames: one of `FRAMES`; the pictures of a batch are then taken for the frames of one clip, and their changes for
     one or for steady ones. Raises InputError where sizes or batches differ, and for values that are not finite.
     """
-    if frames not in FRAMES:
-        raise InputError(f'Unknown "frames": {frames!r}; expected one of {", ".join(FRAMES)}.')
     composite, mask = geometry.match(composite, mask)
     parameter = next(regressor.parameters())
     size = (regressor.size, regressor.size)
@@ -67,10 +65,12 @@ def steady(change: ColorChange, mask: torch.Tensor, frames: str) -> ColorChange:
 
     Weighted means over the frames in which there is a foreground; the effect on a pixel is linear in the change.
     """
-    if frames == FRAMES[0] or len(mask) == 1:
+    if frames not in FRAMES:
+        raise InputError(f'Unknown "frames": {frames!r}; expected one of {", ".join(FRAMES)}.')
+    count = len(change.curve)
+    if frames == FRAMES[0] or count == 1:
         return change
-    shown = ~geometry.is_empty(mask).cpu()
-    count = len(shown)
+    shown = ~geometry.is_empty(mask).cpu().expand(count)
     if frames == FRAMES[1]:
         weights = shown.float().expand(count, count)
     else:

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models.checkpoint import Part
+from diffharmony_models.networks.color_regressor import ColorRegressor
 from diffharmony_models.pipeline import DiffHarmony
 
 SD_VAE = "vae-ft-mse-840000-ema-pruned.safetensors"  # the name that the workflows look for
@@ -28,6 +29,15 @@ def host(tmp_path_factory):
 def bundled():
     """The engine with the bundled checkpoint, to compare with."""
     return graphs.engine(checkpoints.bundled())
+
+
+@pytest.fixture(scope="session")
+def regressor(host) -> ColorRegressor:
+    """A colour regressor, in a file that the list of HarmonizeColors has."""
+    network = weights.color_regressor()
+    content = checkpoints.Checkpoint("colors", color_regressor=Part(dict(network.config), network.state_dict()))
+    checkpoints.write(content, host.models / "diffharmony" / graphs.COLORS, "fp32")
+    return network
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models.pipeline import DiffHarmony, Noise
 
 BUNDLED = "diffharmony-small (bundled)"
+COLORS = "colors.safetensors"  # a file with a colour regressor, of the fixture `regressor`
 LATENT = 1e-3  # worst difference of unscaled latents that are called equal
 SEED = 11
 
@@ -70,6 +71,13 @@ def ksampler(graph: Graph, model: list, condition: Node, **changes) -> list:
 def condition(graph: Graph, shared: dict, resolution: int) -> Node:
     inputs = pick(shared, "vae", "null_text", "composite", "mask")
     return graph("DiffHarmonyConditioning", **inputs, resolution=resolution, shape="keep proportions")
+
+
+def colors(graph: Graph, composite: list, mask: list, **changes) -> Node:
+    """HarmonizeColors with the regressor of the fixture `regressor`."""
+    amounts = dict.fromkeys(("strength", "light", "color", "local"), 1.0)
+    settings = {"weights": COLORS, **amounts, "feather": 0, "frames": "each alone", **changes}
+    return graph("HarmonizeColors", composite=composite, mask=mask, **settings)
 
 
 def hosts_noise(shape: tuple, seed: int = SEED, steps: int = 5) -> Noise:

@@ -35,7 +35,12 @@ def transfer(graph: Graph, shared: dict):
     )
 
 
-STAGES = (stage1, conditioning, refining, transfer)
+def recoloring(graph: Graph, shared: dict):
+    return graphs.colors(graph, shared["composite"], shared["mask"])
+
+
+STAGES = (stage1, conditioning, refining, transfer, recoloring)
+pytestmark = pytest.mark.usefixtures("regressor")
 
 
 def said(host, composite: torch.Tensor, mask: torch.Tensor, stage) -> list[str]:

@@ -5,12 +5,13 @@ import pictures
 import pytest
 import torch
 import weights
-from graphs import BUNDLED, condition, decode, harmonize, ksampler, pick, wires
+from graphs import BUNDLED, colors, condition, decode, harmonize, ksampler, pick, wires
 from harness import Failed
 
 from diffharmony_models import checkpoint as checkpoints
 
 HEIGHT, WIDTH = 96, 128
+pytestmark = pytest.mark.usefixtures("regressor")
 
 
 def tensor(host, graph, *shape: int, kind: str = "tensor", value: float = 0.5) -> list:
@@ -106,6 +107,11 @@ CASES = {
         image(2, 512, 128, 3),
         ["128x512", "composite"],
     ),
+    "no composite to recolour": ("HarmonizeColors", "composite", NOTHING, ["no composite", "LoadImage"]),
+    "no mask to recolour": ("HarmonizeColors", "mask", NOTHING, ["no mask", "MASK"]),
+    "an image as mask, recolouring": ("HarmonizeColors", "mask", image(1, HEIGHT, WIDTH, 3), ["MASK", "ImageToMask"]),
+    "mask of other proportions, recolouring": ("HarmonizeColors", "mask", image(1, 96, 96), ["128x96", "96x96"]),
+    "three masks, recolouring": ("HarmonizeColors", "mask", image(3, HEIGHT, WIDTH), ["2 composites", "3 masks"]),
     # LATENT
     "Flux LATENT": ("HarmonizeLatent", "latent", latent(2, 16, 12, 16), ["[2, 16, 12, 16]", "4"]),
     "video LATENT": ("HarmonizeLatent", "latent", latent(1, 4, 2, 12, 16), ["[1, 4, 2, 12, 16]", "4"]),
@@ -139,6 +145,8 @@ def node(graph, shared: dict, name: str, **changes):
     elif name == "VAEDecodeHigherRes":
         settings = {"method": "bilinear", "width": 0, "height": 0}
         inputs = pick(shared, "vae", "composite") | {"samples": shared["latent"]}
+    elif name == "HarmonizeColors":
+        return colors(graph, **{**pick(shared, "composite", "mask"), **changes})
     elif name == "RefineResidual":
         settings = {"strength": 1.0, "keep_background": True, "feather": 0}
         inputs = pick(shared, "refiner", "composite", "mask") | {"harmonized": shared["composite"]}
@@ -196,7 +204,14 @@ def test_wrong_conditioning_at_a_sampler(host, case):
 
 @pytest.mark.parametrize(
     "name",
-    ["HarmonizeLatent", "DiffHarmonyConditioning", "VAEDecodeHigherRes", "RefineResidual", "TransferToFullResolution"],
+    [
+        "HarmonizeColors",
+        "HarmonizeLatent",
+        "DiffHarmonyConditioning",
+        "VAEDecodeHigherRes",
+        "RefineResidual",
+        "TransferToFullResolution",
+    ],
 )
 def test_the_right_wires_of_these_cases_work(host, name):
     graph, shared = wired(host)

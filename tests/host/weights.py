@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models.checkpoint import Part
+from diffharmony_models.networks.color_regressor import ColorRegressor
 from diffharmony_models.refiner import Refiner
 
 WIDTH = 32  # of the null text
@@ -69,6 +70,16 @@ def published(folder: Path, unet_part: Part | None = None, width: int = WIDTH) -
     lay(base / "text_encoder", Part(config, state))
     torch.manual_seed(3)
     lay(folder / "refinement", checkpoints.part_from(Refiner(block_out_channels=(32, 32), layers_per_block=1)))
+
+
+def color_regressor() -> ColorRegressor:
+    """One of full size, whose answers are far from "no change"."""
+    torch.manual_seed(0)
+    network = ColorRegressor().eval()
+    with torch.no_grad():
+        network.curve.weight.normal_(0, 0.03)
+        network.field.weight.normal_(0, 0.02)
+    return network
 
 
 def whole(seed: int = 0) -> checkpoints.Checkpoint:
