@@ -18,8 +18,8 @@ class DiffHarmonyConditioning(io.ComfyNode):
             display_name="DiffHarmony Conditioning",
             category="DiffHarmony",
             description=(
-                "Harmonizing with any sampler node instead of HarmonizeLatent: KSampler with cfg 1, denoise 1, 5 steps, euler_ancestral and "
-                "normal is the published method."
+                "Harmonizing with any sampler node instead of HarmonizeLatent: KSampler with cfg 1, denoise 1, 5 "
+                "steps, euler_ancestral and normal is the published method."
             ),
             search_aliases=["image harmonization", "harmonize", "ksampler harmonization"],
             inputs=[
@@ -30,7 +30,8 @@ class DiffHarmonyConditioning(io.ComfyNode):
                 io.Image.Input("composite", tooltip="The picture with the foreground pasted in."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
+                    "or proportions.",
                 ),
                 resolution_input(),
                 shape_input(),

@@ -1,4 +1,6 @@
-"""Decoding at the resolution of stage 1, above the one wanted, then scaling down: small detail survives the VAE that way."""
+"""Decoding at the resolution of stage 1, above the one wanted, then scaling down: small detail survives the VAE that
+way.
+"""
 
 import torch
 from comfy_api.latest import io
@@ -25,13 +27,15 @@ class VAEDecodeHigherRes(io.ComfyNode):
                 io.Image.Input(
                     "composite",
                     optional=True,
-                    tooltip="The result takes its size. Without it, and without width and height, the picture stays as it was decoded.",
+                    tooltip="The result takes its size. Without it, and without width and height, the picture stays as "
+                    "it was decoded.",
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default="bilinear",
-                    tooltip="How the picture is scaled. bilinear is the published one, antialiased; lanczos is sharper; area averages.",
+                    tooltip="How the picture is scaled. bilinear is the published one, antialiased; lanczos is "
+                    "sharper; area averages.",
                 ),
                 io.Int.Input(
                     "width",
@@ -62,8 +66,8 @@ class VAEDecodeHigherRes(io.ComfyNode):
         picture = host.decode(vae, latents)
         if not torch.isfinite(picture).all():
             raise ValueError(
-                f"{NODE}: the decoded picture holds NaN. Either the LATENT does already, or the VAE's precision is too narrow: choose "
-                "weight_dtype fp32 in LoadDiffHarmony, or start ComfyUI with --fp32-vae."
+                f"{NODE}: the decoded picture holds NaN. Either the LATENT does already, or the VAE's precision is too "
+                "narrow: choose weight_dtype fp32 in LoadDiffHarmony, or start ComfyUI with --fp32-vae."
             )
         size = output_size((picture if wanted is None else wanted).shape[-2:], width, height)
         picture = geometry.resize(picture, size) if method == "bilinear" else host.scale(picture, size, method)

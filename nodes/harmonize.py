@@ -18,7 +18,8 @@ class HarmonizeLatent(io.ComfyNode):
             node_id=NODE,
             display_name="Harmonize Latent",
             category="DiffHarmony",
-            description="Gives a pasted foreground the light and colours of the picture it stands in. Decode with VAEDecodeHigherRes.",
+            description="Gives a pasted foreground the light and colours of the picture it stands in. Decode with "
+            "VAEDecodeHigherRes.",
             search_aliases=[
                 "image harmonization",
                 "harmonize",
@@ -38,7 +39,8 @@ class HarmonizeLatent(io.ComfyNode):
                 io.Image.Input("composite", tooltip="The picture with the foreground pasted in."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
+                    "or proportions.",
                 ),
                 seed_input(),
                 io.Int.Input(
@@ -68,13 +70,15 @@ class HarmonizeLatent(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="The composite already as LATENT, straight from a sampler: it is used as it is, without encoding, at its own size (resolution and shape are then not asked).",
+                    tooltip="The composite already as LATENT, straight from a sampler: it is used as it is, without "
+                    "encoding, at its own size (resolution and shape are then not asked).",
                 ),
                 io.Boolean.Input(
                     "fixed_noise",
                     default=False,
                     optional=True,
-                    tooltip="On: every picture of the batch gets the same noise, which keeps the frames of a video alike. Off: picture n gets that of seed + n.",
+                    tooltip="On: every picture of the batch gets the same noise, which keeps the frames of a video "
+                    "alike. Off: picture n gets that of seed + n.",
                 ),
             ],
             outputs=[io.Latent.Output("LATENT", tooltip="For VAEDecodeHigherRes, or on into another SD 1.5 sampler.")],
@@ -134,8 +138,8 @@ class HarmonizeLatent(io.ComfyNode):
         )
         if not torch.isfinite(samples).all():
             raise ValueError(
-                f"{NODE}: the result holds NaN. The weights are broken, or their precision is too narrow: choose weight_dtype fp32 in "
-                "LoadDiffHarmony, and start ComfyUI with --fp32-vae where that is not enough."
+                f"{NODE}: the result holds NaN. The weights are broken, or their precision is too narrow: choose "
+                "weight_dtype fp32 in LoadDiffHarmony, and start ComfyUI with --fp32-vae where that is not enough."
             )
         result = latent.to(samples, copy=True)
         result[keep] = samples
@@ -149,7 +153,8 @@ def seed_input() -> io.Int.Input:
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
-        tooltip="Another seed gives a slightly different result. The noise is drawn on the CPU: the same on every machine.",
+        tooltip="Another seed gives a slightly different result. The noise is drawn on the CPU: the same on every "
+        "machine.",
     )
 
 
@@ -160,7 +165,8 @@ def resolution_input() -> io.Int.Input:
         min=0,
         max=8192,
         step=64,
-        tooltip="Where the model works: side in pixels of a square of the same area. 0: what the checkpoint was made for (1024 for the published one). Higher keeps more detail and takes longer.",
+        tooltip="Where the model works: side in pixels of a square of the same area. 0: what the checkpoint was made "
+        "for (1024 for the published one). Higher keeps more detail and takes longer.",
     )
 
 
@@ -169,7 +175,8 @@ def shape_input() -> io.Combo.Input:
         "shape",
         options=list(SHAPES),
         default="keep proportions",
-        tooltip="keep proportions: sides rounded to 64 pixels. square: squashed to resolution x resolution, as in the paper.",
+        tooltip="keep proportions: sides rounded to 64 pixels. square: squashed to resolution x resolution, as in the "
+        "paper.",
     )
 
 
@@ -178,7 +185,8 @@ def inference_size(composite: torch.Tensor, resolution: int, shape: str) -> tupl
     height, width = geometry.inference_size(*composite.shape[-2:], resolution, SHAPES[shape])
     if height * width > 4 * resolution**2:
         raise ValueError(
-            f"The composite is {inputs.size(composite)}, too long and thin for resolution {resolution}. Crop it around the foreground, "
+            f"The composite is {inputs.size(composite)}, too long and thin for resolution {resolution}. Crop it around "
+            "the foreground, "
             'or choose shape "square".'
         )
     return height, width

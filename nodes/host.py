@@ -128,9 +128,14 @@ class _Config(comfy.supported_models.SD15):
 
 
 class _Network(comfy.model_base.BaseModel):
-    """The host's inpainting network, which says in words what it cannot take: sampler nodes do not look at CONDITIONING."""
+    """The host's inpainting network, which says in words what it cannot take: sampler nodes do not look at
+    CONDITIONING.
+    """
 
-    ADVICE = "Wire positive and negative of DiffHarmonyConditioning, with the null_text of the LoadDiffHarmony that gave the MODEL."
+    ADVICE = (
+        "Wire positive and negative of DiffHarmonyConditioning, with the null_text of the LoadDiffHarmony that gave "
+        "the MODEL."
+    )
 
     def extra_conds(self, **kwargs):
         found, wanted = kwargs.get("cross_attn"), self.model_config.unet_config["context_dim"]
@@ -175,8 +180,8 @@ def load_unet(
 
 
 def pair(model, vae, part: Part) -> None:
-    """Tells a MODEL of the VAE that it was trained with, and of the part this was made from: how its latents are scaled, what
-    they look like in previews, and how to know it again."""
+    """Tells a MODEL of the VAE that it was trained with, and of the part this was made from: how its latents are
+    scaled, what they look like in previews, and how to know it again."""
     scale, width = part.config.get("scaling_factor", 0.18215), part.config["block_out_channels"][0]
     latent_format = comfy.latent_formats.SD15(scale)
     if width != SD_VAE_WIDTH:
@@ -187,8 +192,8 @@ def pair(model, vae, part: Part) -> None:
 
 
 def _preview_factors(vae, scale: float) -> tuple[list, list]:
-    """What the host's previews need for latents of a VAE of its own: the linear map from scaled latents to RGB in [-1, 1]
-    that fits plain colours best, [4][3] and [3]."""
+    """What the host's previews need for latents of a VAE of its own: the linear map from scaled latents to RGB in [-1,
+    1] that fits plain colours best, [4][3] and [3]."""
     levels = torch.linspace(0, 1, 4)
     colors = torch.cartesian_prod(levels, levels, levels)
     patches = colors[:, :, None, None].expand(-1, -1, 64, 64)
@@ -230,7 +235,9 @@ def load_refiner(part: Part, weight_dtype: str):
 
 
 def null_text_of(encoder: Part) -> torch.Tensor:
-    """The embedding of the empty string by a text encoder part, [tokens, width] float32, on the host's own CLIP network."""
+    """The embedding of the empty string by a text encoder part, [tokens, width] float32, on the host's own CLIP
+    network.
+    """
     settings = {"hidden_act": "quick_gelu", "num_attention_heads": 12, **encoder.config, "eos_token_id": 49407}
     with torch.device("meta"):
         network = comfy.clip_model.CLIPTextModel(settings, torch.float32, "meta", comfy.ops.manual_cast).text_model
@@ -287,8 +294,8 @@ def check_model(model, node: str) -> None:
     """ValueError unless this MODEL takes [noisy latent 4, mask 1, composite latent 4] as SD 1.5 inpainting does."""
     if model is None:
         raise ValueError(
-            f"{node} got no MODEL: the checkpoint in LoadDiffHarmony has no UNet. Choose one that has (the published base/, a "
-            "one-file checkpoint, or the bundled one)."
+            f"{node} got no MODEL: the checkpoint in LoadDiffHarmony has no UNet. Choose one that has (the published "
+            "base/, a one-file checkpoint, or the bundled one)."
         )
     inner = model.model
     config = getattr(inner, "model_config", None)
@@ -297,8 +304,8 @@ def check_model(model, node: str) -> None:
     if not harmonizing or tuple(inner.concat_keys) != ("mask", "masked_image"):
         name = "DiffHarmony" if isinstance(config, _Config) else type(config).__name__
         raise ValueError(
-            f"{node} got a MODEL of the kind {name} with {channels} input channels; it needs DiffHarmony's: SD 1.5's inpainting network "
-            "with 9 (noisy latent 4, mask 1, composite latent 4). Wire the MODEL of LoadDiffHarmony."
+            f"{node} got a MODEL of the kind {name} with {channels} input channels; it needs DiffHarmony's: SD 1.5's "
+            "inpainting network with 9 (noisy latent 4, mask 1, composite latent 4). Wire the MODEL of LoadDiffHarmony."
         )
 
 
@@ -307,13 +314,14 @@ def check_vae(vae, node: str) -> None:
     if vae is None:
         raise ValueError(
             f"{node} got no VAE: the checkpoint in LoadDiffHarmony has none. Wire SD 1.5's from VAELoader: "
-            "vae-ft-mse-840000-ema-pruned.safetensors of huggingface.co/stabilityai/sd-vae-ft-mse-original, in models/vae."
+            "vae-ft-mse-840000-ema-pruned.safetensors of huggingface.co/stabilityai/sd-vae-ft-mse-original, in "
+            "models/vae."
         )
     channels, factor = vae.latent_channels, vae.spacial_compression_decode()
     if channels != 4 or vae.latent_dim != 2 or factor != 8 or vae.first_stage_model is None:
         raise ValueError(
-            f"{node} got a VAE with {channels} latent channels at 1/{factor} of the size; it needs one of the SD 1.5 family, with 4 "
-            "at 1/8. Wire the VAE of LoadDiffHarmony, or sd-vae-ft-mse from VAELoader."
+            f"{node} got a VAE with {channels} latent channels at 1/{factor} of the size; it needs one of the SD 1.5 "
+            "family, with 4 at 1/8. Wire the VAE of LoadDiffHarmony, or sd-vae-ft-mse from VAELoader."
         )
 
 
@@ -333,14 +341,16 @@ def check_text(null_text: list, node: str, model=None) -> None:
     """ValueError unless this CONDITIONING has the width that the MODEL takes."""
     if not null_text:
         raise ValueError(
-            f"{node} got no null text: the checkpoint in LoadDiffHarmony has none. Wire an SD 1.5 CLIP into LoadDiffHarmony's clip, from "
-            "CheckpointLoaderSimple with any SD 1.5 checkpoint, or from CLIPLoader with clip_l.safetensors."
+            f"{node} got no null text: the checkpoint in LoadDiffHarmony has none. Wire an SD 1.5 CLIP into "
+            "LoadDiffHarmony's clip, from CheckpointLoaderSimple with any SD 1.5 checkpoint, or from CLIPLoader with "
+            "clip_l.safetensors."
         )
     width = null_text[0][0].shape[-1]
     wanted = model.model.model_config.unet_config["context_dim"] if model is not None else width
     if width != wanted:
         raise ValueError(
-            f"{node} got CONDITIONING of width {width}; the MODEL takes {wanted}. Wire the null_text of the same LoadDiffHarmony."
+            f"{node} got CONDITIONING of width {width}; the MODEL takes {wanted}. Wire the null_text of the same "
+            "LoadDiffHarmony."
         )
 
 
@@ -379,7 +389,8 @@ class _Moments:
 def encode(vae, composite: torch.Tensor) -> Posterior:
     """[B, 3, H, W] in [0, 1], sides multiples of 8, to the posterior over unscaled latents [B, 4, H / 8, W / 8].
 
-    By the VAE's own `encode`, so that its dtype, batches and tiling hold. A VAE without a posterior (TAESD) has no spread.
+    By the VAE's own `encode`, so that its dtype, batches and tiling hold. A VAE without a posterior (TAESD) has no
+    spread.
     """
     pixels, network = composite.movedim(1, -1), vae.first_stage_model  # BCHW -> BHWC
     regularization = type(getattr(network, "regularization", None)).__name__
@@ -397,7 +408,10 @@ def decode(vae, samples: torch.Tensor) -> torch.Tensor:
 
 
 def condition(null_text: list, latent: torch.Tensor, mask: torch.Tensor) -> list:
-    """CONDITIONING with what an inpainting UNet sees beside the noisy latent. latent: unscaled, [B, 4, h, w]; mask: [B, 1, h, w]."""
+    """CONDITIONING with what an inpainting UNet sees beside the noisy latent.
+
+    latent: unscaled, [B, 4, h, w]; mask: [B, 1, h, w].
+    """
     return node_helpers.conditioning_set_values(null_text, {"concat_latent_image": latent, "concat_mask": mask})
 
 
@@ -411,7 +425,10 @@ def sample(
     sampler_name: str,
     scheduler: str,
 ) -> torch.Tensor:
-    """The host's sampler, from pure noise [B, 4, h, w] to unscaled latents. What it draws on the way comes from `draws`."""
+    """The host's sampler, from pure noise [B, 4, h, w] to unscaled latents.
+
+    What it draws on the way comes from `draws`.
+    """
     settings = {"device": model.load_device, "denoise": 1.0, "model_options": model.model_options}
     sigmas = comfy.samplers.KSampler(model, steps, sampler=sampler_name, scheduler=scheduler, **settings).sigmas
     sampler = comfy.samplers.sampler_object(sampler_name)
@@ -450,8 +467,8 @@ class _StepNoise:
 
 
 def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The refiner on [B, 3, H, W] in [0, 1], a picture at a time, with progress and interrupts. ValueError for what can never
-    fit into memory."""
+    """The refiner on [B, 3, H, W] in [0, 1], a picture at a time, with progress and interrupts. ValueError for what can
+    never fit into memory."""
     module, device = patcher.model, patcher.load_device
     height, width = composite.shape[-2:]
     # As measured: the widest level holds the skips, a concatenation of two widths and the working copies of one block.
@@ -459,8 +476,8 @@ def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: tor
     needed, there = height * width * channels * mm.dtype_size(module.conv_in.weight.dtype), mm.get_total_memory(device)
     if needed > there:
         raise ValueError(
-            f"Refining {width}x{height} takes about {needed / 1e9:.0f} GB; there are {there / 1e9:.0f}. End in TransferToFullResolution, "
-            "which takes any size, or scale composite and mask down before."
+            f"Refining {width}x{height} takes about {needed / 1e9:.0f} GB; there are {there / 1e9:.0f}. End in "
+            "TransferToFullResolution, which takes any size, or scale composite and mask down before."
         )
     mm.load_models_gpu([patcher], memory_required=needed)
     results = harmonized.to(mm.intermediate_device(), torch.float32, copy=True)
@@ -474,7 +491,8 @@ def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: tor
 def each(results: torch.Tensor):
     """Slices for one picture after the other, with the progress bar; stops where the user has cancelled.
 
-    results: [B, 3, H, W] in [0, 1], into which the caller writes each result. The preview shows what lies there before and after.
+    results: [B, 3, H, W] in [0, 1], into which the caller writes each result. The preview shows what lies there before
+    and after.
     """
     count = len(results)
     bar = comfy.utils.ProgressBar(count)
@@ -497,8 +515,8 @@ def check_refiner(patcher, node: str) -> None:
     """ValueError where the checkpoint has no refiner."""
     if patcher is None:
         raise ValueError(
-            f"{node} got no refiner: the checkpoint in LoadDiffHarmony has none. End in TransferToFullResolution, which needs none, or "
-            "put the published refinement/ beside base/ and load that."
+            f"{node} got no refiner: the checkpoint in LoadDiffHarmony has none. End in TransferToFullResolution, "
+            "which needs none, or put the published refinement/ beside base/ and load that."
         )
 
 

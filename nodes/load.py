@@ -19,8 +19,8 @@ class LoadDiffHarmony(io.ComfyNode):
             display_name="Load DiffHarmony",
             category="DiffHarmony",
             description=(
-                "Loads a harmonizing checkpoint: one file or a folder of the published weights in models/diffharmony, or the small "
-                "one that comes with the nodes. A part that the checkpoint lacks comes out empty."
+                "Loads a harmonizing checkpoint: one file or a folder of the published weights in models/diffharmony, "
+                "or the small one that comes with the nodes. A part that the checkpoint lacks comes out empty."
             ),
             search_aliases=["image harmonization", "harmonize", "load harmonizer", "diffharmony checkpoint"],
             inputs=[
@@ -28,18 +28,21 @@ class LoadDiffHarmony(io.ComfyNode):
                     "checkpoint",
                     options=files.names(host.folders()),
                     default=files.BUNDLED,
-                    tooltip="Files and folders in models/diffharmony. The bundled one is small; the published weights do far better.",
+                    tooltip="Files and folders in models/diffharmony. The bundled one is small; the published weights "
+                    "do far better.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(host.WEIGHT_DTYPES),
                     default="default",
-                    tooltip="Precision of the UNet and the refiner. default: what suits your device. fp16 and bf16 halve their memory; fp32 is exact, for the VAE too.",
+                    tooltip="Precision of the UNet and the refiner. default: what suits your device. fp16 and bf16 "
+                    "halve their memory; fp32 is exact, for the VAE too.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Any SD 1.5 CLIP. Needed only where the checkpoint has no null text of its own (a UNet alone); it replaces the checkpoint's.",
+                    tooltip="Any SD 1.5 CLIP. Needed only where the checkpoint has no null text of its own (a UNet "
+                    "alone); it replaces the checkpoint's.",
                 ),
             ],
             outputs=[

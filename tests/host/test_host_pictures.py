@@ -1,5 +1,5 @@
-"""The pictures and masks that people have, through the host's own nodes: cut-outs, the mask editor, segmentation, soft edges,
-photos from a phone, odd sizes and odd files. Each works, or the node says why not."""
+"""The pictures and masks that people have, through the host's own nodes: cut-outs, the mask editor, segmentation, soft
+edges, photos from a phone, odd sizes and odd files. Each works, or the node says why not."""
 
 import time
 from pathlib import Path

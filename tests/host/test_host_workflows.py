@@ -1,5 +1,5 @@
-"""Every workflow that ships is run as it stands, with small pictures and substitutes for the weights that users download,
-and held against the engine with the same noise."""
+"""Every workflow that ships is run as it stands, with small pictures and substitutes for the weights that users
+download, and held against the engine with the same noise."""
 
 import json
 
@@ -57,7 +57,9 @@ def wire(graph: Graph, class_type: str, name: str) -> list:
 
 
 def lay(host, graph: Graph, height: int = 96, width: int = 128, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts a composite where the workflow looks for it, masked as ComfyUI's mask editor does: transparent in the foreground."""
+    """Puts a composite where the workflow looks for it, masked as ComfyUI's mask editor does: transparent in the
+    foreground.
+    """
     composite, mask = pictures.composites(1, height, width, seed)
     painted = torch.cat([composite[0], 1 - mask[0]])
     pictures.write(host.input / graph.prompt[only(graph, "LoadImage")]["inputs"]["image"], painted)
