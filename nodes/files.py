@@ -100,7 +100,9 @@ def _below(root: Path) -> list[str]:
             judged[real] = "unet" in map(_kind, listed(folder))
         return judged[real]
 
-    waiting, links, entered = deque([(root, "", _DEPTH)]), deque(), set()
+    waiting = deque([(root, "", _DEPTH)])
+    links: deque[tuple[Path, str, int]] = deque()
+    entered: set[str] = set()
     while waiting or links:
         folder, prefix, depth = (waiting or links).popleft()
         real = os.path.realpath(folder)

@@ -7,6 +7,8 @@ import copy
 import inspect
 import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import comfy.clip_model
 import comfy.diffusers_convert
@@ -71,20 +73,22 @@ class _Published(comfy.model_sampling.ModelSamplingDiscrete):
     are interpolated linearly; the timestep of a sigma is interpolated too, not rounded; the first noise is scaled by
     sigma, not by sqrt(1 + sigma²)."""
 
-    def __init__(self, model_config=None):
+    def __init__(self, model_config: object = None) -> None:
         super().__init__(model_config)
         self.set_sigmas(sampling.schedule(self.num_timesteps)[1][:-1].flip(0))
 
-    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor:
         return super().noise_scaling(sigma, noise, latent_image, False)
 
-    def timestep(self, sigma):
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         table = self.sigmas
         value = sigma.to(table).clamp(table[0], table[-1])
         low = (torch.searchsorted(table, value.reshape(-1), right=True) - 1).clamp(0, len(table) - 2).view(value.shape)
         return (low + (value - table[low]) / (table[low + 1] - table[low])).to(sigma.device)
 
-    def sigma(self, timestep):
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
         table = self.sigmas
         t = timestep.to(table).clamp(0, len(table) - 1)
         low = t.floor().long().clamp(max=len(table) - 2)
@@ -117,11 +121,13 @@ class _Config(comfy.supported_models.SD15):
         self.unet_config["num_heads"] = unet_config["num_heads"]  # the base class has set SD 1.5's
         self.prediction_type = prediction_type
 
-    def model_type(self, state_dict, prefix=""):
+    def model_type(self, state_dict: dict, prefix: str = "") -> comfy.model_base.ModelType:
         types = comfy.model_base.ModelType
         return types.V_PREDICTION if self.prediction_type == "v_prediction" else types.EPS
 
-    def get_model(self, state_dict, prefix="", device=None):
+    def get_model(
+        self, state_dict: dict, prefix: str = "", device: torch.device | None = None
+    ) -> comfy.model_base.BaseModel:
         model = _Network(self, model_type=self.model_type(state_dict, prefix), device=device)
         model.set_inpaint()
         return model
@@ -137,7 +143,7 @@ class _Network(comfy.model_base.BaseModel):
         "the MODEL."
     )
 
-    def extra_conds(self, **kwargs):
+    def extra_conds(self, **kwargs: Any) -> dict:
         found, wanted = kwargs.get("cross_attn"), self.model_config.unet_config["context_dim"]
         if found is not None and found.shape[-1] != wanted:
             raise ValueError(
@@ -179,7 +185,7 @@ def load_unet(
     return patcher
 
 
-def pair(model, vae, part: Part) -> None:
+def pair(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE, part: Part) -> None:
     """Tells a MODEL of the VAE that it was trained with, and of the part this was made from: how its latents are
     scaled, what they look like in previews, and how to know it again."""
     scale, width = part.config.get("scaling_factor", 0.18215), part.config["block_out_channels"][0]
@@ -191,7 +197,7 @@ def pair(model, vae, part: Part) -> None:
     model.set_attachments(VAE_ATTACHMENT, width)
 
 
-def _preview_factors(vae, scale: float) -> tuple[list, list]:
+def _preview_factors(vae: comfy.sd.VAE, scale: float) -> tuple[list, list]:
     """What the host's previews need for latents of a VAE of its own: the linear map from scaled latents to RGB in [-1,
     1] that fits plain colours best, [4][3] and [3]."""
     levels = torch.linspace(0, 1, 4)
@@ -203,7 +209,7 @@ def _preview_factors(vae, scale: float) -> tuple[list, list]:
     return solution[:4].tolist(), solution[4].tolist()
 
 
-def load_vae(part: Part, weight_dtype: str):
+def load_vae(part: Part, weight_dtype: str) -> comfy.sd.VAE:
     """A VAE part as a VAE. fp32 holds for it too; otherwise the host chooses, as for any VAE. Errors as `load_unet`."""
     config = native.vae_config(part.config)
     state = comfy.diffusers_convert.convert_vae_state_dict(part.state)
@@ -218,7 +224,7 @@ def load_vae(part: Part, weight_dtype: str):
     return vae
 
 
-def load_refiner(part: Part, weight_dtype: str):
+def load_refiner(part: Part, weight_dtype: str) -> comfy.model_patcher.ModelPatcher:
     """A refiner in a patcher, with which the host moves it in and out of memory."""
     load_device = mm.get_torch_device()
     parameters = comfy.utils.calculate_parameters(part.state)
@@ -255,7 +261,7 @@ def conditioning(null_text: torch.Tensor, resolution: int) -> list:
     return [[null_text[None], {ATTACHMENT: resolution}]]
 
 
-def conditioning_of(clip, resolution: int) -> list:
+def conditioning_of(clip: comfy.sd.CLIP, resolution: int) -> list:
     """The same from a CLIP."""
     encoded = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     return node_helpers.conditioning_set_values(encoded, {ATTACHMENT: resolution})
@@ -290,7 +296,7 @@ def _check_fit(name: str, network: torch.nn.Module, state: dict) -> None:
 # Checks of what other nodes give.
 
 
-def check_model(model, node: str) -> None:
+def check_model(model: comfy.model_patcher.ModelPatcher | None, node: str) -> None:
     """ValueError unless this MODEL takes [noisy latent 4, mask 1, composite latent 4] as SD 1.5 inpainting does."""
     if model is None:
         raise ValueError(
@@ -309,7 +315,7 @@ def check_model(model, node: str) -> None:
         )
 
 
-def check_vae(vae, node: str) -> None:
+def check_vae(vae: comfy.sd.VAE | None, node: str) -> None:
     """ValueError unless this VAE has 4 latent channels at 1/8 of the size."""
     if vae is None:
         raise ValueError(
@@ -337,7 +343,7 @@ def doubts_of_vae(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) ->
     ]
 
 
-def check_text(null_text: list, node: str, model=None) -> None:
+def check_text(null_text: list | None, node: str, model: comfy.model_patcher.ModelPatcher | None = None) -> None:
     """ValueError unless this CONDITIONING has the width that the MODEL takes."""
     if not null_text:
         raise ValueError(
@@ -354,7 +360,7 @@ def check_text(null_text: list, node: str, model=None) -> None:
         )
 
 
-def resolution_of(null_text: list, model=None) -> int:
+def resolution_of(null_text: list, model: comfy.model_patcher.ModelPatcher | None = None) -> int:
     """The checkpoint's own resolution, where these come from one of ours; else that of the published one."""
     found = model.get_attachment(ATTACHMENT) if model is not None else None
     return found or null_text[0][1].get(ATTACHMENT) or PUBLISHED_RESOLUTION
@@ -386,7 +392,7 @@ class _Moments:
         return self.network.quant_conv(moments) if hasattr(self.network, "quant_conv") else moments
 
 
-def encode(vae, composite: torch.Tensor) -> Posterior:
+def encode(vae: comfy.sd.VAE, composite: torch.Tensor) -> Posterior:
     """[B, 3, H, W] in [0, 1], sides multiples of 8, to the posterior over unscaled latents [B, 4, H / 8, W / 8].
 
     By the VAE's own `encode`, so that its dtype, batches and tiling hold. A VAE without a posterior (TAESD) has no
@@ -402,7 +408,7 @@ def encode(vae, composite: torch.Tensor) -> Posterior:
     return Posterior.from_moments(view.encode(pixels))
 
 
-def decode(vae, samples: torch.Tensor) -> torch.Tensor:
+def decode(vae: comfy.sd.VAE, samples: torch.Tensor) -> torch.Tensor:
     """Unscaled latents [B, 4, h, w] to [B, 3, 8h, 8w] in [0, 1]."""
     return vae.decode(samples).float().movedim(-1, 1)  # BHWC -> BCHW
 
@@ -416,7 +422,7 @@ def condition(null_text: list, latent: torch.Tensor, mask: torch.Tensor) -> list
 
 
 def sample(
-    model,
+    model: comfy.model_patcher.ModelPatcher,
     positive: list,
     noise: torch.Tensor,
     draws: sampling.Draws,
@@ -461,12 +467,14 @@ class _StepNoise:
     def __init__(self, draws: sampling.Draws, shape: torch.Size, device: torch.device):
         self.draws, self.shape, self.device, self.step = draws, shape, device, 0
 
-    def __call__(self, sigma, sigma_next) -> torch.Tensor:
+    def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
         self.step += 1
         return self.draws("steps", self.shape, self.step - 1).to(self.device)
 
 
-def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def refine(
+    patcher: comfy.model_patcher.ModelPatcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """The refiner on [B, 3, H, W] in [0, 1], a picture at a time, with progress and interrupts. ValueError for what can
     never fit into memory."""
     module, device = patcher.model, patcher.load_device
@@ -488,7 +496,7 @@ def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: tor
     return results
 
 
-def each(results: torch.Tensor):
+def each(results: torch.Tensor) -> Iterator[slice]:
     """Slices for one picture after the other, with the progress bar; stops where the user has cancelled.
 
     results: [B, 3, H, W] in [0, 1], into which the caller writes each result. The preview shows what lies there before
@@ -504,14 +512,14 @@ def each(results: torch.Tensor):
 
 
 def _preview(picture: torch.Tensor) -> tuple | None:
-    """A picture [3, H, W] as the host's progress bar takes it, which scales it; None where the user wants no previews."""
+    """A picture [3, H, W] as the host's progress bar takes it, which scales it; None where no previews are wanted."""
     if args.preview_method == LatentPreviewMethod.NoPreviews:
         return None
     pixels = (picture.clamp(0, 1) * 255).round().to("cpu", torch.uint8).movedim(0, -1)  # CHW -> HWC
     return "JPEG", Image.fromarray(pixels.numpy()), latent_preview.MAX_PREVIEW_RESOLUTION
 
 
-def check_refiner(patcher, node: str) -> None:
+def check_refiner(patcher: comfy.model_patcher.ModelPatcher | None, node: str) -> None:
     """ValueError where the checkpoint has no refiner."""
     if patcher is None:
         raise ValueError(

@@ -13,7 +13,7 @@ DiffHarmonyRefiner = io.Custom("DIFFHARMONY_REFINER")
 
 class LoadDiffHarmony(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoadDiffHarmony",
             display_name="Load DiffHarmony",
@@ -65,7 +65,7 @@ class LoadDiffHarmony(io.ComfyNode):
         return files.fingerprint_of(checkpoint, host.folders())
 
     @classmethod
-    def execute(cls, checkpoint, weight_dtype, clip=None) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, weight_dtype: str, clip: "io.Clip.Type | None" = None) -> io.NodeOutput:
         path = files.resolve(checkpoint, host.folders())
         # One part after the other, the largest first: no more than one ever lies in memory twice, mapped and loaded.
         found = checkpoints.read(path, parts=("unet",))
@@ -84,7 +84,7 @@ class LoadDiffHarmony(io.ComfyNode):
         return io.NodeOutput(model, vae, null_text, refiner)
 
 
-def _null_text(path: Path, resolution: int):
+def _null_text(path: Path, resolution: int) -> list | None:
     """The null text as CONDITIONING; None where there is neither one nor a text encoder."""
     if path.is_file():
         null_text = checkpoints.read(path, parts=("null_text",)).null_text

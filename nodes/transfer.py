@@ -74,6 +74,7 @@ class TransferToFullResolution(io.ComfyNode):
         result = composite.clone()
         for one in host.each(result):
             if not empty[one].all():
-                settings = {"radius": radius, "feather": feather, "detail": detail}
-                result[one] = engine.transfer(harmonized[one], composite[one], mask[one], **settings)
+                result[one] = engine.transfer(
+                    harmonized[one], composite[one], mask[one], radius=radius, feather=feather, detail=detail
+                )
         return io.NodeOutput(inputs.to_host(result), ui=host.warn(NODE, inputs.doubts(mask)))

@@ -37,7 +37,9 @@ _QUEUE = """async (patience) => {
         return (answer = await api.queuePrompt(...args))
     }
     const ended = new Promise((resolve) => {
-        api.addEventListener("executed", ({ detail }) => { outputs[detail.display_node ?? detail.node] = detail.output })
+        api.addEventListener("executed", ({ detail }) => {
+            outputs[detail.display_node ?? detail.node] = detail.output
+        })
         api.addEventListener("execution_success", () => resolve({ outputs }))
         api.addEventListener("execution_error", ({ detail }) => resolve({ failed: detail }))
         api.addEventListener("execution_interrupted", () => resolve({ refused: "it was interrupted" }))

@@ -1,4 +1,4 @@
-"""What ComfyUI's page tells a user about the nodes, in English and in Chinese, and the blueprint that holds them all."""
+"""What ComfyUI's page tells a user about the nodes, in English and Chinese, and the blueprint that holds them all."""
 
 import shutil
 import urllib.request
@@ -41,14 +41,16 @@ _WIRE = """([image, mask]) => {
     const add = (type, values = {}) => {
         const made = LiteGraph.createNode(type)
         app.graph.add(made)
-        for (const [name, value] of Object.entries(values)) made.widgets.find((widget) => widget.name == name).value = value
+        for (const [name, value] of Object.entries(values))
+            made.widgets.find((widget) => widget.name == name).value = value
         return made
     }
     const into = (name) => node.inputs.findIndex((slot) => slot.name == name)
     add("LoadImage", { image }).connect(0, node, into("composite"))
     add("LoadImageMask", { image: mask, channel: "red" }).connect(0, node, into("mask"))
     node.connect(0, add("SaveImage", { filename_prefix: "blueprint" }), 0)
-    return { type: node.type, title: node.title, subgraph: node.isSubgraphNode(), inputs: node.inputs.map((slot) => slot.name) }
+    const inputs = node.inputs.map((slot) => slot.name)
+    return { type: node.type, title: node.title, subgraph: node.isSubgraphNode(), inputs }
 }"""
 
 

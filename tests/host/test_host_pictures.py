@@ -74,7 +74,7 @@ def check(host, graph: Graph, composite: list, mask: list, result: list) -> torc
 
 
 def test_a_cut_out_on_a_background(host):
-    """Load Image gives 1 - alpha: inverted, it lays the cut-out on the background and is, in its place there, the mask."""
+    """Load Image gives 1 - alpha: inverted, it lays the cut-out on the background and is, placed there, the mask."""
     scenery, matte = scene()
     box = matte.getbbox()
     cut = scenery.convert("RGBA")

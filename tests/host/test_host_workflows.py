@@ -160,7 +160,7 @@ def test_inpaint_harmonize(host, base, sd15):
 
 
 def test_video_frames(host, bundled):
-    """The frames are the clip's, as many and as fast; the mask is the mask clip's; what is compared is the first frame."""
+    """The frames are the clip's, as many and as fast; the mask is the mask clip's; the first frame is compared."""
     graph = workflow(host, "video_frames")
     for title in ("Clip", "Mask"):
         name = graph.prompt[only(graph, "LoadVideo", title)]["inputs"]["file"]
