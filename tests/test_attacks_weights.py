@@ -604,6 +604,7 @@ def test_a_hole_in_a_file_is_not_copied(side, root):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory, as Linux has it")
 def test_what_would_take_all_memory(root, parts, tmp_path):
     for name, make in BOMBS.items():

@@ -16,6 +16,8 @@ from diffharmony_models.__main__ import main
 from diffharmony_models.pipeline import DiffHarmony
 from diffharmony_models.refiner import Refiner
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (32, 64, 64, 64)
 
 

@@ -751,6 +751,7 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_signal_leaves_nothing_half_done(tmp_path, pair):
     (tmp_path / "out").mkdir()
@@ -762,6 +763,7 @@ def test_a_signal_leaves_nothing_half_done(tmp_path, pair):
     assert said == ["interrupted", "terminated", "terminated"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_make_composites_ends_with_its_workers(tmp_path):
     """Ctrl-C reaches the workers, too."""
@@ -815,6 +817,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(pair, tmp_path, weights, cap
     assert caught.value is error and said(capsys) == ""
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_program_is_exit_code_1(tmp_path, pair):
     code = (
         "import sys; from diffharmony_models import __main__, images; images.read_mask = None;"
@@ -832,6 +835,7 @@ def python(*argv, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_program_harmonizes_and_says_only_that(tmp_path, pair, weights):
     done = python("-m", "diffharmony_models", "harmonize", *pair, "out.png", "--checkpoint", weights, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -841,6 +845,7 @@ def test_the_program_harmonizes_and_says_only_that(tmp_path, pair, weights):
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.slow
 def test_help_loads_nothing_heavy_and_harmonizing_no_pipelines(tmp_path, pair, weights):
     code = (
         "import sys; from diffharmony_models.__main__ import main; main(sys.argv[1:])\n"
