@@ -265,6 +265,16 @@ def reinhard(source, reference, source_mask=None, reference_mask=None):
     return transfer_colors(source, reference, source_mask, reference_mask)
 
 
+def monge_kantorovitch(
+    source: torch.Tensor,
+    reference: torch.Tensor,
+    source_mask: torch.Tensor | None = None,
+    reference_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The Monge-Kantorovitch map in Lab: the closed-form transfer of mean and covariance; arguments as for `reinhard`."""
+    return transfer_colors(source, reference, source_mask, reference_mask, "monge_kantorovitch")
+
+
 def _region(mask, number, picture):
     if mask is None:
         return torch.ones(picture.shape[1:], dtype=torch.bool, device=picture.device)
