@@ -36,7 +36,7 @@ class HarmonizeLatent(io.ComfyNode):
                     "vae", tooltip="The VAE of LoadDiffHarmony. For the published weights any SD 1.5 VAE works too."
                 ),
                 io.Conditioning.Input("null_text", tooltip="The null_text of LoadDiffHarmony."),
-                io.Image.Input("composite", tooltip="The picture with the foreground pasted in."),
+                composite_input(),
                 io.Mask.Input(
                     "mask",
                     tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
@@ -49,8 +49,8 @@ class HarmonizeLatent(io.ComfyNode):
                     min=0,
                     max=1000,
                     tooltip=(
-                        "Sampling steps. 0: as many as the checkpoint was made for (5 for the published one). "
-                        "More take longer and are seldom better."
+                        "Sampling steps. 0: as many as the checkpoint was made for (5 for the published one, 2 for the "
+                        "bundled). More take longer and are seldom better."
                     ),
                 ),
                 io.Combo.Input(
@@ -141,6 +141,16 @@ class HarmonizeLatent(io.ComfyNode):
         result = clean.to(samples, copy=True)
         result[keep] = samples
         return io.NodeOutput({"samples": result}, ui=ui)
+
+
+def composite_input() -> io.Image.Input:
+    return io.Image.Input(
+        "composite",
+        tooltip=(
+            "The picture with the foreground pasted in. For the bundled checkpoint, best as HarmonizeColors gives it; "
+            "for the published one as it is."
+        ),
+    )
 
 
 def seed_input() -> io.Int.Input:
