@@ -118,8 +118,9 @@ def test_stage1_ksampler(host, bundled):
     change(graph, "KSampler", seed=3)
     assert graph.prompt[only(graph, "KSampler")]["inputs"]["steps"] == bundled.steps
     noise = hosts_noise((1, 4, 16, 16), 3, bundled.steps)
-    latents = bundled.harmonize_latents(composite, mask, resolution=128, noise=noise)
-    expected = bundled.finish(bundled.decode(latents), composite, mask)
+    colors = bundled(composite, mask, method="colors").refined
+    latents = bundled.harmonize_latents(colors, mask, resolution=128, noise=noise)
+    expected = bundled.finish(bundled.decode(latents), colors, mask)
     compare(result(host, graph), expected, composite, mask)
 
 
