@@ -265,7 +265,7 @@ def train(
 
 
 def _seed_of(seed: int, micro: int, rank: int) -> int:
-    return int(np.random.SeedSequence((seed, 3, micro, rank)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((seed, 3, micro, rank)).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Watch:
