@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -366,9 +367,7 @@ class _Engine:
                 results = dict.fromkeys(rows, failure)
             yield from results.items()
 
-    def _run(
-        self, method: str, composite: torch.Tensor, mask: torch.Tensor, **options: int | list[int]
-    ) -> dict[str, torch.Tensor]:
+    def _run(self, method: str, composite: torch.Tensor, mask: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
         """The results of one method by the rows' names. options: of `DiffHarmony.harmonize_latents`."""
         engine = self._engine
         if method == "colors":

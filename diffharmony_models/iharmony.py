@@ -36,20 +36,23 @@ def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]
 
     Args:
         root: folder of the data set.
-        list_file: the list: a path from `root` (`IHD_test.txt`) or, where `root` has none, any path. Empty lines are passed over.
+        list_file: the list: a path from `root` (`IHD_test.txt`) or, where `root` has none, any path. Empty lines are
+            passed over.
 
     Returns:
-        One `Triple` a line. The files themselves need not exist: whoever opens them reports them. Where a mask or a real picture
-        exists under another extension than the published one (a real picture saved as PNG), that file is named.
+        One `Triple` a line. The files themselves need not exist: whoever opens them reports them. Where a mask or a
+        real picture exists under another extension than the published one (a real picture saved as PNG), that file is
+        named.
 
     Raises:
-        ValueError: no such folder or list, a list that is no text or that names nothing, a line that is no path of the layout above
-            (list and line number are named).
+        ValueError: no such folder or list, a list that is no text or that names nothing, a line that is no path of the
+            layout above (list and line number are named).
     """
     root = Path(root)
     if not root.is_dir():
         raise InputError(
-            f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it and a list like IHD_test.txt"
+            f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it "
+            "and a list like IHD_test.txt"
         )
     path = _find_list(root, Path(list_file))
     try:
@@ -63,13 +66,14 @@ def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]
     ]
     if not triples:
         raise InputError(
-            f"The list {path} names no picture: expected one composite path a line, like HCOCO/{COMPOSITES}/c100_1_1.jpg"
+            f"The list {path} names no picture: expected one composite path a line, "
+            f"like HCOCO/{COMPOSITES}/c100_1_1.jpg"
         )
     return triples
 
 
 def local_light(root: str | os.PathLike) -> dict[str, bool]:
-    """Whether light varies over the foreground, for each composite (a path from `root`) of which manifest.jsonl says so.
+    """Whether light varies over the foreground, for each composite (a path from `root`) of which the manifest tells.
 
     Empty where there is no manifest, or one that does not say. InputError for a manifest that is not one JSON object a
     line.

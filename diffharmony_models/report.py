@@ -145,9 +145,9 @@ class Report:
         stale = [] if self._local else [folder / "by_light.csv", folder / "by_light.md"]
         sheet = folder / "worst.png"
         if self._worst:
-            rows = [row for _, _, row in sorted(self._worst, reverse=True)]
-            title = f"The {len(rows)} worst by fMSE of {self.ranked_by}; each with its PSNR and fMSE"
-            images.write_image(sheet, images.comparison_sheet(rows, side=256, title=title))
+            worst = [row for _, _, row in sorted(self._worst, reverse=True)]
+            title = f"The {len(worst)} worst by fMSE of {self.ranked_by}; each with its PSNR and fMSE"
+            images.write_image(sheet, images.comparison_sheet(worst, side=256, title=title))
         else:
             stale.append(sheet)
         for path in stale:  # those of an earlier run would belong to other tables
@@ -156,7 +156,7 @@ class Report:
 
     def _groupings(self) -> list[tuple[str, str, list[str], Callable[[Score | Missing], str | None]]]:
         """(name, title, groups, which group a line falls into) of each table."""
-        subsets = sorted({line.subset for line in [*self.scores, *self.missing]})
+        subsets = sorted({score.subset for score in self.scores} | {line.subset for line in self.missing})
         shares = [name for _, name in SHARES]
         found = [
             ("subset", "By subset", subsets, lambda line: line.subset),
@@ -164,7 +164,8 @@ class Report:
         ]
         if self._local:
             lights = list(LIGHTS.values())
-            found.append(("light", "By light", lights, lambda line: LIGHTS.get(self._local.get(line.composite))))
+            local = {composite: LIGHTS[varies] for composite, varies in self._local.items()}
+            found.append(("light", "By light", lights, lambda line: local.get(line.composite)))
         return found
 
     def _averages(self, groups: Sequence[str], group_of: Callable[[Score | Missing], str | None]) -> list[tuple]:
@@ -172,7 +173,8 @@ class Report:
         pictures together.
         """
         baseline = {(s.composite, s.size): s for s in self.scores if s.method == BASELINE}
-        scores, missing = defaultdict(list), Counter()
+        scores: dict[tuple[str | None, str, str], list[Score]] = defaultdict(list)
+        missing: Counter[tuple[str | None, str, str]] = Counter()
         for score in self.scores:
             for group in (group_of(score), ALL):
                 scores[group, score.method, score.size].append(score)

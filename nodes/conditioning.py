@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
 from . import host, inputs
-from .harmonize import inference_size, resolution_input, shape_input, small_mask
+from .harmonize import composite_input, inference_size, resolution_input, shape_input, small_mask
 
 NODE = "DiffHarmonyConditioning"
 
@@ -18,8 +18,9 @@ class DiffHarmonyConditioning(io.ComfyNode):
             display_name="DiffHarmony Conditioning",
             category="DiffHarmony",
             description=(
-                "Harmonizing with any sampler node instead of HarmonizeLatent: KSampler with cfg 1, denoise 1, 5 steps, euler_ancestral and "
-                "normal is the published method."
+                "Harmonizing with any sampler node instead of HarmonizeLatent: KSampler with cfg 1, denoise 1, "
+                "euler_ancestral, normal and the checkpoint's own steps (5 for the published one, 2 for the bundled) "
+                "is the published method."
             ),
             search_aliases=["image harmonization", "harmonize", "ksampler harmonization"],
             inputs=[
@@ -27,10 +28,11 @@ class DiffHarmonyConditioning(io.ComfyNode):
                     "vae", tooltip="The VAE of LoadDiffHarmony. For the published weights any SD 1.5 VAE works too."
                 ),
                 io.Conditioning.Input("null_text", tooltip="The null_text of LoadDiffHarmony."),
-                io.Image.Input("composite", tooltip="The picture with the foreground pasted in."),
+                composite_input(),
                 io.Mask.Input(
                     "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
+                    "or proportions.",
                 ),
                 resolution_input(),
                 shape_input(),

@@ -137,6 +137,7 @@ def test_a_share_of_local_light(index, tmp_path):
         assert {row["local"] for row in rows} == {bool(share)}
 
 
+@pytest.mark.slow
 def test_workers_and_stops_change_nothing(index, tmp_path):
     more = ("--index", index, "--unmasked", index.parent / "unmasked.jsonl")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -152,6 +153,7 @@ def test_workers_and_stops_change_nothing(index, tmp_path):
     assert _files(stopped) == _files(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_files(index, tmp_path):
     """Killed in its first file, in one in the middle, and in a list."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -169,6 +171,7 @@ def test_a_killed_run_goes_on_to_the_same_files(index, tmp_path):
     assert _files(killed) == _files(whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(index, tmp_path):
     more = ("--workers", "2", "--index", str(index))
     assert runs.run(["make-composites", str(tmp_path / "out"), *more], tmp_path / "stderr", file_limit=1500) == 2

@@ -170,8 +170,8 @@ def test_tables_of_perfect_outputs(dataset, capsys):
     markdown = (results / "by_share.md").read_text(encoding="utf-8")
     line = by_share["15–100 %", "composite"]
     assert (
-        f"| 15–100 % | composite | 1 | 0 | {float(line['psnr']):.2f} | {float(line['mse']):.2f} | {float(line['fmse']):.2f} | 1.000 |"
-        in markdown
+        f"| 15–100 % | composite | 1 | 0 | {float(line['psnr']):.2f} | {float(line['mse']):.2f} | "
+        f"{float(line['fmse']):.2f} | 1.000 |" in markdown
     )
     assert images.read_image(results / "worst.png").size[0] > 3 * 256 / 1.25
     assert (results / "missing.csv").read_text().count("\n") == 1
@@ -243,7 +243,7 @@ def test_outputs_in_folders_of_subsets_and_double_names(dataset):
 def test_worst_cases_are_the_ten_worst_in_order(tmp_path):
     log = report.Report(["x"], ranked_by="x")
     for fmse in [5, 1, 30, 7, 2, 9, 11, 3, 4, 8, 6, 10]:
-        log.offer_sheet_row(fmse, lambda: [("x", torch.full((1, 3, 256, 256), fmse / 255))])
+        log.offer_sheet_row(fmse, lambda fmse=fmse: [("x", torch.full((1, 3, 256, 256), fmse / 255))])
     log.write(tmp_path, "A test.")
     sheet = Image.open(tmp_path / "worst.png")
     column = np.asarray(sheet)[:, 255, 0]  # right of all text
@@ -296,7 +296,8 @@ def parts():
         cross_attention_dim=8, norm_num_groups=4, sample_size=8,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
         layers_per_block=1, latent_channels=4, norm_num_groups=4, scaling_factor=0.18215,
     )  # fmt: skip
     refiner = Refiner(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)

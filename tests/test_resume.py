@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from diffharmony_models import training
 from diffharmony_models.training.state import FILE, State
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
@@ -318,7 +320,10 @@ BAD = {
     "empty": (lambda path: os.truncate(path, 0), "damaged"),
     "a long header": (lambda path: path.write_bytes(b"\xff" * 64), "damaged"),
     "a pickle": (lambda path: path.write_bytes(pickle.dumps({"model": 1})), "damaged"),
-    "metadata of numbers": (lambda path: path.write_bytes(b"\x1a" + bytes(7) + b'{"__metadata__":{"step":3}}'), "damaged"),
+    "metadata of numbers": (
+        lambda path: path.write_bytes(b"\x1a" + bytes(7) + b'{"__metadata__":{"step":3}}'),
+        "damaged",
+    ),
     "a folder": (replaced(lambda path: path.mkdir()), f"no {FILE}"),
     "a pipe": (replaced(os.mkfifo), f"no {FILE}"),
     "a loop": (replaced(lambda path: path.symlink_to(path)), f"no {FILE}"),

@@ -387,6 +387,7 @@ def _foregrounds(
 ) -> Iterator[tuple[int, Entry, np.ndarray]]:
     """(number, entry, mask HxW bool) of the task's foregrounds, given or segmented."""
     for number, entry in task.masks:
+        assert entry.mask is not None
         try:
             yield number, entry, read_mask(entry.mask, task.entry.image, photo.shape[:2])
         except Unusable as error:
@@ -501,7 +502,7 @@ def read_photo(path: str, short_side: int = 0) -> np.ndarray:
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def read_mask(path: str | None, photo: str, size: tuple[int, ...]) -> np.ndarray:
+def read_mask(path: str, photo: str, size: tuple[int, ...]) -> np.ndarray:
     """(H, W) bool at the given size.
 
     Unusable where it is unreadable, of other proportions than its photo, empty, too small or all of the picture.

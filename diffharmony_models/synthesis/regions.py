@@ -27,7 +27,10 @@ def segment(image: np.ndarray, rng: np.random.Generator, count: int = 1) -> list
     height, width = image.shape[:2]
     scale = min(1.0, SIDE / max(height, width))
     size = (max(8, round(width * scale)), max(8, round(height * scale)))
-    small = np.asarray(Image.fromarray((image * 255 + 0.5).astype(np.uint8)).resize(size, Image.BOX), np.float32) / 255
+    small = (
+        np.asarray(Image.fromarray((image * 255 + 0.5).astype(np.uint8)).resize(size, Image.Resampling.BOX), np.float32)
+        / 255
+    )
     labels = felzenszwalb(small, scale=float(rng.uniform(60, 250)), sigma=0.8, min_size=40)
     masks: list[np.ndarray] = []
     for _ in range(count * 4):
@@ -84,6 +87,6 @@ def _enlarge(region: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     from scipy.ndimage import binary_fill_holes, gaussian_filter, label
 
     soft = gaussian_filter(binary_fill_holes(region).astype(np.float32), 0.8)
-    large = np.asarray(Image.fromarray(soft).resize((shape[1], shape[0]), Image.BICUBIC)) > 0.5
+    large = np.asarray(Image.fromarray(soft).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)) > 0.5
     parts, count = label(large)
     return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count else large

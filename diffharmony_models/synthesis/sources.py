@@ -167,7 +167,7 @@ def read_folders(photos: str | Path, masks: str | Path | None = None) -> list[En
     if masks is None:
         found = [_own(file, photos, None) for file in files]
     else:
-        by_name = {}
+        by_name: dict[str, Path] = {}
         for file in _pictures(Path(masks)):
             by_name.setdefault(file.relative_to(masks).with_suffix("").as_posix(), file)
         names = {file.relative_to(photos).with_suffix("").as_posix(): file for file in files}

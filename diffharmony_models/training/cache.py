@@ -31,7 +31,7 @@ class Cached:
     def __init__(
         self,
         path: Path,
-        samples,
+        samples: data.Samples,
         settings: Settings,
         repeats: int,
         make: Callable,
@@ -62,7 +62,9 @@ def fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _expected(samples, seed: int, make: Callable, dtype: torch.dtype, number: int) -> dict[str, torch.Tensor]:
+def _expected(
+    samples: data.Samples, seed: int, make: Callable, dtype: torch.dtype, number: int
+) -> dict[str, torch.Tensor]:
     """Name, shape and dtype of what the file holds, as `make` answers to the first sample: tensors without content."""
     sample = _Repeated(samples, seed, range(1))[0]
     batch = {name: value[None].to(_device()) for name, value in sample.items() if name != "position"}
@@ -80,7 +82,7 @@ def _device() -> torch.device:
 
 def _write(
     path: Path,
-    samples,
+    samples: data.Samples,
     settings: Settings,
     repeats: int,
     make: Callable,
@@ -127,13 +129,13 @@ def _write(
 class _Repeated(torch.utils.data.Dataset):
     """Sample `position % len`, augmented by a generator of the position's own."""
 
-    def __init__(self, samples, seed: int, positions: range):
+    def __init__(self, samples: data.Samples, seed: int, positions: range):
         self.samples, self.seed, self.positions = samples, seed, positions
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, place: int):
+    def __getitem__(self, place: int) -> dict:
         position = self.positions[place]
         sample = self.samples.get(position % len(self.samples), np.random.default_rng((self.seed, 4, position)))
         return {**sample, "position": position}

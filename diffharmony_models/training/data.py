@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,15 @@ logger = logging.getLogger(__name__)
 MARGIN = 1.25  # pictures are kept in memory at so many times the training size, so that crops stay sharp
 
 
-def load(dataset: Dataset, workers: int, **options) -> Iterator[dict[str, torch.Tensor]]:
+class Samples(Protocol):
+    """What a training draws from: a sample is what its index and a generator for the augmentation say."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]: ...
+
+
+def load(dataset: Dataset, workers: int, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of a dataset, read ahead by so many processes; `options` are DataLoader's.
 
     An InputError met in one of them arrives as it is: torch itself would wrap it into a page of text.
@@ -103,7 +112,11 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def random_box(
-    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio=(3 / 4, 4 / 3)
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
     """Box (left, top, right, bottom) of a random resized crop: a share of the area in `scale`, an aspect in `ratio`
     (log-uniform).

@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
     settings = recipe.settle(Settings, "harmonizer", args, "published" if args.start else "small")
     loop.seeded(settings)
     start = _start(args, settings)
+    assert start.unet is not None and start.vae is not None and start.null_text is not None
     unet = checkpoint.build_unet(start.unet).float().train()
     unet.to(memory_format=torch.channels_last)
     vae = checkpoint.build_vae(start.vae).float().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -205,7 +206,12 @@ class Objective:
         def normal() -> torch.Tensor:
             return torch.randn(target.shape, generator=generator, device=device)
 
-        def predict(x, sigma, timesteps, chosen=slice(None)):
+        def predict(
+            x: torch.Tensor,
+            sigma: torch.Tensor,
+            timesteps: torch.Tensor,
+            chosen: torch.Tensor | slice = slice(None),
+        ) -> torch.Tensor:
             scaled = torch.cat([x / (sigma**2 + 1).sqrt(), condition[chosen]], dim=1)
             return model(scaled, timesteps, encoder_hidden_states=text[chosen]).sample.float()
 
@@ -253,10 +259,10 @@ def foreground_weight(mask: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode(vae, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+def encode(vae: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Pictures to scaled latents, drawn from their posteriors."""
 
-    def latent(image):
+    def latent(image: torch.Tensor) -> torch.Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(image * 2 - 1).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator, device=image.device)

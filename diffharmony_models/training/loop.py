@@ -28,6 +28,7 @@ from .state import State
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +82,11 @@ class Positions(Dataset):
     `samples` has `__len__` and `get(index, rng)`, where `rng` is a `numpy.random.Generator` for the augmentation.
     """
 
-    def __init__(self, samples, seed: int):
+    def __init__(self, samples: data.Samples, seed: int):
         if len(samples) == 0:
             raise InputError("The training data is empty: no sample was found. Check the data folder and its list.")
-        self.samples, self.seed, self._epoch = samples, seed, (-1, None)
+        self.samples, self.seed = samples, seed
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         epoch, place = divmod(position, len(self.samples))
@@ -93,7 +95,7 @@ class Positions(Dataset):
         return self.samples.get(int(self._epoch[1][place]), np.random.default_rng((self.seed, 2, position)))
 
 
-def batches(samples, settings: Settings, *, first_step: int, rank: int, world: int) -> Iterator[dict]:
+def batches(samples: data.Samples, settings: Settings, *, first_step: int, rank: int, world: int) -> Iterator[dict]:
     """The batches of one process from `first_step` on: consecutive positions, each process its own slice of every
     step.
     """
@@ -113,7 +115,7 @@ class _Listed:
     def __init__(self, positions: Callable):
         self.positions = positions
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         return self.positions()
 
 
@@ -151,7 +153,7 @@ def train(
     settings: Settings,
     output: Path,
     model: torch.nn.Module,
-    samples,
+    samples: data.Samples,
     loss: Callable,
     *,
     export: Callable,
@@ -252,7 +254,7 @@ def train(
                 running.clear()
             if saves:
                 _save(accelerator, state, settings, output, step)
-            if shows and accelerator.is_main_process:
+            if sample is not None and shows and accelerator.is_main_process:
                 with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
                     sample(averaged, step)
     if accelerator.is_main_process:
@@ -263,7 +265,7 @@ def train(
 
 
 def _seed_of(seed: int, micro: int, rank: int) -> int:
-    return int(np.random.SeedSequence((seed, 3, micro, rank)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((seed, 3, micro, rank)).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Watch:
@@ -282,10 +284,9 @@ class Watch:
     def check(self) -> None:
         """InputError where a loss since the last check is not finite, or `patience` batches had nothing to learn."""
         steps, losses, masks = zip(*self.seen)
-        losses = torch.stack(losses).tolist()
-        masks = [None] * len(losses) if masks[0] is None else torch.stack(masks).tolist()
+        highest = [None] * len(losses) if masks[0] is None else torch.stack(masks).tolist()
         self.seen.clear()
-        for step, loss, mask in zip(steps, losses, masks):
+        for step, loss, mask in zip(steps, torch.stack(losses).tolist(), highest):
             if not math.isfinite(loss):
                 raise InputError(
                     f"The loss became {loss} at step {step}. Lower the recipe's learning_rate (now "
@@ -324,7 +325,7 @@ def _save(accelerator: "Accelerator", state: State, settings: Settings, output: 
 class _averaged:
     """The model with the EMA's weights inside the block, with its own live weights again after it."""
 
-    def __init__(self, ema, model: torch.nn.Module):
+    def __init__(self, ema: "EMAModel | None", model: torch.nn.Module):
         self.ema, self.model = ema, model
 
     def __enter__(self) -> torch.nn.Module:
@@ -334,7 +335,7 @@ class _averaged:
             self.ema.copy_to(self.model.parameters())
         return self.model.eval()
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.ema:
             self.ema.restore(self.model.parameters())
         self.model.train(self.was_training)

@@ -124,7 +124,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], *own: s
         (field,) = (field for field in dataclasses.fields(settings) if field.name == name)
         group.add_argument(
             f"--{name.replace('_', '-')}",
-            type=field.metadata.get("parse"),
+            type=field.metadata.get("parse") or str,
             choices=field.metadata.get("choices"),
             help=f"{field.metadata['help']} (default: the recipe's)",
         )

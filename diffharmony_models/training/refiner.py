@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
             batch = {**batch, "composite": recolored(stage1.color_regressor, batch["composite"], batch["mask"])}
         return {**batch, "harmonized": harmonized(stage1, batch, settings.resolution, settings.size, seeds)}
 
-    samples: data.Pairs | cache.Cached | Crops = pairs
+    samples: data.Samples = pairs
     if settings.cache_outputs:
         made_of = {
             "stage1": cache.fingerprint(stage1.unet),
@@ -168,7 +168,7 @@ def to(stage1: "DiffHarmony", device: torch.device) -> None:
 class Crops:
     """The same random square of every picture of a sample."""
 
-    def __init__(self, samples: data.Pairs | cache.Cached, side: int):
+    def __init__(self, samples: data.Samples, side: int):
         self.samples, self.side = samples, side
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ BUNDLED = "diffharmony-small (bundled)"
 COLORS = "colors.safetensors"  # a file with a colour regressor, of the fixture `regressor`
 LATENT = 1e-3  # worst difference of unscaled latents that are called equal
 SEED = 11
+STEPS = 5
 
 
 def engine(path) -> DiffHarmony:
@@ -41,7 +42,7 @@ def pick(shared: dict, *names: str) -> dict:
 def harmonize(graph: Graph, shared: dict, resolution: int, **changes) -> list:
     settings = {
         "seed": SEED,
-        "steps": 5,
+        "steps": STEPS,
         "sampler_name": "euler_ancestral",
         "scheduler": "normal",
         "shape": "keep proportions",
@@ -59,7 +60,7 @@ def ksampler(graph: Graph, model: list, condition: Node, **changes) -> list:
     wired = {"model": model, "positive": condition[0], "negative": condition[1], "latent_image": condition[2]}
     settings = {
         "seed": SEED,
-        "steps": 5,
+        "steps": STEPS,
         "cfg": 1.0,
         "sampler_name": "euler_ancestral",
         "scheduler": "normal",
@@ -80,8 +81,8 @@ def colors(graph: Graph, composite: list, mask: list, **changes) -> Node:
     return graph("HarmonizeColors", composite=composite, mask=mask, **settings)
 
 
-def hosts_noise(shape: tuple, seed: int = SEED, steps: int = 5) -> Noise:
-    """What the host's samplers draw on the CPU for a seed: the start from the seed, the steps' noise from the next one."""
+def hosts_noise(shape: tuple, seed: int = SEED, steps: int = STEPS) -> Noise:
+    """What the host's samplers draw on the CPU: the start from the seed, the steps' noise from the next one."""
     initial = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed + 1)
     fresh = torch.stack([torch.randn(shape, generator=generator) for _ in range(steps)])

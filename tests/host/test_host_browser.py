@@ -16,7 +16,8 @@ EXAMPLES = sorted(path.name for path in PICTURES.glob("diffharmony_*"))
 NAMES = [path.stem for path in FILES]
 # What is set before a run, in the page and in the API's prompt, to be quick.
 SMALL = {
-    "quick_start": [("HarmonizeLatent", None, {"resolution": 128})],
+    "quick_start": [("HarmonizeColors", None, {"strength": 0.9})],
+    "colors_then_diffusion": [("HarmonizeLatent", None, {"resolution": 128})],
     "published_weights": [("HarmonizeLatent", None, {"resolution": 128})],
     "stage1_ksampler": [("DiffHarmonyConditioning", None, {"resolution": 128})],
     "generate_paste_harmonize": [
@@ -25,16 +26,18 @@ SMALL = {
         ("PrimitiveInt", "x:", {"value": 4}),
         ("PrimitiveInt", "y:", {"value": 8}),
         ("KSampler", None, {"steps": 1}),
-        ("HarmonizeLatent", None, {"resolution": 128}),
     ],
     "inpaint_harmonize": [("ImageScale", None, {"width": 192, "height": 128}), ("KSampler", None, {"steps": 1})],
-    "video_frames": [("HarmonizeLatent", None, {"resolution": 128})],
+    "video_frames": [],
 }
 
 
 @pytest.fixture(scope="module")
 def tab(chromium, host, base, sd15):
-    """One tab, in which the workflows are opened one after the other, as a person does. The host has all the weights."""
+    """One tab, in which the workflows are opened one after the other, as a person does.
+
+    The host has all the weights.
+    """
     tab = browser.Tab(chromium, host)
     yield tab
     tab.close()

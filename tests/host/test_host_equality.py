@@ -6,7 +6,7 @@ import pictures
 import pytest
 import torch
 import weights
-from graphs import BUNDLED, LATENT, SEED, decode, engine, harmonize, pick, wires
+from graphs import BUNDLED, LATENT, SEED, STEPS, decode, engine, harmonize, pick, wires
 
 from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models.pipeline import DiffHarmony
@@ -26,7 +26,7 @@ def compare(
     graph, shared = wires(host, name, composite, mask)
     latent = harmonize(graph, shared, resolution, sampler_name=sampler, shape=shape)
     latents, decoded = host.fetch(graph, latent, decode(graph, shared, latent))
-    settings = {"resolution": resolution, "shape": "square" if shape == "square" else "keep"}
+    settings = {"resolution": resolution, "shape": "square" if shape == "square" else "keep", "steps": STEPS}
     expected = ours.harmonize_latents(composite, mask, seeds=[SEED], sampler=sampler, **settings)
     assert latents.shape == expected.shape
     assert (latents - expected / ours.vae.config.scaling_factor).abs().max() <= LATENT
@@ -36,7 +36,7 @@ def compare(
 @pytest.mark.parametrize("shape", ["keep proportions", "square"])
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "euler"])
 def test_the_bundled_checkpoint(host, bundled, sampler, shape):
-    assert bundled.prediction_type == "v_prediction"  # the golden weights have epsilon
+    assert bundled.prediction_type == "sample"  # the golden weights have epsilon
     compare(host, BUNDLED, bundled, 128, sampler, shape)
 
 
@@ -76,7 +76,8 @@ def test_every_precision(host, bundled, weight_dtype):
     graph.prompt[shared["model"][0]]["inputs"]["weight_dtype"] = weight_dtype
     latent = harmonize(graph, shared, 64)
     (decoded,) = host.fetch(graph, decode(graph, shared, latent))
-    expected = bundled.decode(bundled.harmonize_latents(composite, mask, seeds=[SEED], resolution=64))
+    latents = bundled.harmonize_latents(composite, mask, seeds=[SEED], resolution=64, steps=STEPS)
+    expected = bundled.decode(latents)
     assert pictures.psnr(decoded.movedim(-1, 1), expected) >= (30 if weight_dtype in ("bf16", "fp16") else DECODED)
 
 
@@ -95,7 +96,7 @@ def test_both_endings(host, bundled):
     )
     refined = graph("RefineResidual", harmonized=harmonized, **inputs, strength=1.0, keep_background=True, feather=0)
     found = [each.movedim(-1, 1) for each in host.fetch(graph, carried[0], refined[0])]
-    settings = {"seeds": [SEED], "resolution": 128, "harmony_vae": False}
+    settings = {"method": "diffusion", "seeds": [SEED], "resolution": 128, "steps": STEPS, "harmony_vae": False}
     assert (
         pictures.psnr(found[0], bundled(composite, mask, ending="transfer", feather=2, **settings).refined) >= DECODED
     )

@@ -1,4 +1,4 @@
-"""What ComfyUI's page tells a user about the nodes, in English and in Chinese, and the blueprint that holds them all."""
+"""What ComfyUI's page tells a user about the nodes, in English and in Chinese, and the blueprint."""
 
 import shutil
 import urllib.request
@@ -12,7 +12,7 @@ from test_help import DOCS, NODES, WORDS
 
 BLUEPRINT = ROOT / "subgraphs" / "Harmonize (DiffHarmony).json"
 WAIT = 60_000  # ms, for what the page shows at once on a machine that is not busy
-KNOBS = {"seed": 3, "resolution": 192, "radius": 5, "detail": 0.8, "feather": 4}
+KNOBS = {"strength": 1.2, "light": 0.8, "color": 0.6}
 EXAMPLE = ("astronaut.jpg", "astronaut_mask.png")
 
 _SELECT = """(type) => {
@@ -41,14 +41,16 @@ _WIRE = """([image, mask]) => {
     const add = (type, values = {}) => {
         const made = LiteGraph.createNode(type)
         app.graph.add(made)
-        for (const [name, value] of Object.entries(values)) made.widgets.find((widget) => widget.name == name).value = value
+        for (const [name, value] of Object.entries(values))
+            made.widgets.find((widget) => widget.name == name).value = value
         return made
     }
     const into = (name) => node.inputs.findIndex((slot) => slot.name == name)
     add("LoadImage", { image }).connect(0, node, into("composite"))
     add("LoadImageMask", { image: mask, channel: "red" }).connect(0, node, into("mask"))
     node.connect(0, add("SaveImage", { filename_prefix: "blueprint" }), 0)
-    return { type: node.type, title: node.title, subgraph: node.isSubgraphNode(), inputs: node.inputs.map((slot) => slot.name) }
+    const inputs = node.inputs.map((slot) => slot.name)
+    return { type: node.type, title: node.title, subgraph: node.isSubgraphNode(), inputs }
 }"""
 
 
@@ -70,7 +72,10 @@ def chinese(chromium, host):
 
 
 def words_of(definition: dict) -> dict:
-    """What the host says of a node, in the form of a translation. A socket named as its type has that type's translation."""
+    """What the host says of a node, in the form of a translation.
+
+    A socket named as its type has that type's translation.
+    """
     inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
     words = {"display_name": definition["display_name"], "description": definition["description"]}
     words["inputs"] = {name: {"name": name, "tooltip": settings["tooltip"]} for name, (_, settings) in inputs.items()}
@@ -118,7 +123,8 @@ def test_the_help_panel_shows_the_page_of_every_node(tab):
         shown.get_by_role("heading", name=WORDS["en"][node]["display_name"], exact=True).wait_for(timeout=WAIT)
         assert "When something goes wrong" in shown.inner_text()
         tab.page.wait_for_function(
-            "(all) => { const found = [...document.querySelectorAll('.node-help-content img')]; return found.length && found.every((one) => one.naturalWidth) }",
+            "(all) => { const found = [...document.querySelectorAll('.node-help-content img')]; return found.length && "
+            "found.every((one) => one.naturalWidth) }",
             timeout=WAIT,
         )
 
@@ -149,18 +155,13 @@ def test_the_blueprint_is_found_by_its_name_and_gives_what_the_nodes_give(host, 
 
     found = tab.page.evaluate(_WIRE, EXAMPLE)
     assert found["subgraph"] and found["title"] == BLUEPRINT.stem
-    assert found["inputs"] == ["composite", "mask", "checkpoint", *KNOBS]
+    assert found["inputs"] == ["composite", "mask", *KNOBS]
     tab.change(found["type"], **KNOBS)
     (saved,) = (output["images"][0] for output in tab.queue().values())
 
     graph = Graph()
     composite, mask = graph("LoadImage", image=EXAMPLE[0]), graph("LoadImageMask", image=EXAMPLE[1], channel="red")
-    load = graph("LoadDiffHarmony", checkpoint=graphs.BUNDLED, weight_dtype="default")
-    shared = {"model": load[0], "vae": load[1], "null_text": load[2], "composite": composite[0], "mask": mask[0]}
-    latent = graphs.harmonize(graph, shared, KNOBS["resolution"], seed=KNOBS["seed"])
-    decoded = graph("VAEDecodeHigherRes", samples=latent, vae=load[1], method="bilinear", width=0, height=0)
-    ending = {name: KNOBS[name] for name in ("radius", "detail", "feather")}
-    result = graph("TransferToFullResolution", harmonized=decoded[0], composite=composite[0], mask=mask[0], **ending)
+    result = graphs.colors(graph, composite[0], mask[0], weights=graphs.BUNDLED, **KNOBS)
     graph("SaveImage", images=result[0], filename_prefix="plain")
     (plain,) = (output["images"][0] for output in host.run(graph).outputs.values())
     one, other = (pictures.read(host.output / image["subfolder"] / image["filename"]) for image in (saved, plain))

@@ -6,7 +6,7 @@ import pictures
 import pytest
 import torch
 import weights
-from graphs import BUNDLED, LATENT, SEED, condition, engine, harmonize, hosts_noise, ksampler, wires
+from graphs import BUNDLED, LATENT, SEED, STEPS, condition, engine, harmonize, hosts_noise, ksampler, wires
 from harness import RUN, Interrupted
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -29,7 +29,8 @@ def test_stage_1_by_the_hosts_own_samplers(host, bundled, sample):
     composite, mask = pictures.composites()
     graph, shared = wires(host, BUNDLED, composite, mask)
     (found,) = host.fetch(graph, sample(graph, shared["model"], condition(graph, shared, 64)))
-    expected = bundled.harmonize_latents(composite, mask, resolution=64, noise=hosts_noise(tuple(found.shape)))
+    noise = hosts_noise(tuple(found.shape))
+    expected = bundled.harmonize_latents(composite, mask, resolution=64, steps=STEPS, noise=noise)
     assert (found - expected / bundled.vae.config.scaling_factor).abs().max() <= LATENT
 
 

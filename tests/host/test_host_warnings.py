@@ -1,4 +1,6 @@
-"""The classic mistakes with a mask: the nodes run, say what is probably wrong, and the page shows it where the person looks."""
+"""The classic mistakes with a mask: the nodes run, say what is probably wrong, and the page shows it where the person
+looks.
+"""
 
 import graphs
 import pictures
@@ -104,16 +106,18 @@ def test_a_foreground_that_the_model_cannot_see(host, stage):
 
 
 def lay(host, mask: torch.Tensor) -> None:
-    """The composite with this mask, as ComfyUI's mask editor saves it, where the quick start looks for its picture."""
+    """The composite with this mask, as ComfyUI's mask editor saves it, where the workflow looks for its picture."""
     composite, _ = pictures.composites(1, HEIGHT, WIDTH)
     pictures.write(host.input / EXAMPLE, torch.cat([composite[0], 1 - mask[0]]))
 
 
 def test_the_page_shows_a_doubt_until_it_is_settled(host, tab):
-    """One message, though several nodes have the mask; it outlasts runs that change nothing, and goes when the mask is right."""
+    """One message, though several nodes have the mask; it outlasts runs that change nothing, and goes when the mask is
+    right.
+    """
     _, mask = pictures.composites(1, HEIGHT, WIDTH)
     lay(host, 1 - mask)
-    tab.open(ROOT / "workflows" / "quick_start.json")
+    tab.open(ROOT / "workflows" / "colors_then_diffusion.json")
     tab.change("HarmonizeLatent", resolution=64)
     tab.queue()
     (message,) = tab.messages()

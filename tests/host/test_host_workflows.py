@@ -1,5 +1,5 @@
-"""Every workflow that ships is run as it stands, with small pictures and substitutes for the weights that users download,
-and held against the engine with the same noise."""
+"""Every workflow that ships is run as it stands, with small pictures and substitutes for the weights that users
+download, and held against the engine with the same noise."""
 
 import json
 
@@ -10,10 +10,11 @@ import ui_format
 from graphs import hosts_noise
 from harness import ROOT, Graph
 
+from diffharmony_models import recolor
 from diffharmony_models.pipeline import Noise
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
-OURS = {"HarmonizeLatent", "RefineResidual", "TransferToFullResolution", "VAEDecodeHigherRes"}
+OURS = {"HarmonizeColors", "HarmonizeLatent", "RefineResidual", "TransferToFullResolution", "VAEDecodeHigherRes"}
 TITLE = 30  # height of a node's title bar
 BOUND = 45  # dB, of 8 bit pictures; rounding alone leaves 59
 
@@ -57,7 +58,9 @@ def wire(graph: Graph, class_type: str, name: str) -> list:
 
 
 def lay(host, graph: Graph, height: int = 96, width: int = 128, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts a composite where the workflow looks for it, masked as ComfyUI's mask editor does: transparent in the foreground."""
+    """Puts a composite where the workflow looks for it, masked as ComfyUI's mask editor does: transparent in the
+    foreground.
+    """
     composite, mask = pictures.composites(1, height, width, seed)
     painted = torch.cat([composite[0], 1 - mask[0]])
     pictures.write(host.input / graph.prompt[only(graph, "LoadImage")]["inputs"]["image"], painted)
@@ -84,9 +87,19 @@ def compare(found: torch.Tensor, expected: torch.Tensor, composite: torch.Tensor
 def test_quick_start(host, bundled):
     graph = workflow(host, "quick_start")
     composite, mask = lay(host, graph)
+    compare(result(host, graph), bundled(composite, mask, method="colors").refined, composite, mask)
+
+
+def test_colors_then_diffusion(host, bundled):
+    """The transfer goes to the recoloured picture, as on the command line; compared is the original."""
+    graph = workflow(host, "colors_then_diffusion")
+    composite, mask = lay(host, graph)
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
-    expected = bundled(composite, mask, resolution=128, seeds=3, harmony_vae=False).refined
-    compare(result(host, graph), expected, composite, mask)
+    settings = {"method": "both", "resolution": 128, "seeds": 3, "harmony_vae": False}
+    found = result(host, graph)
+    compare(found, bundled(composite, mask, **settings).refined, composite, mask)
+    colors = bundled(composite, mask, method="colors").refined
+    assert pictures.psnr(found, colors) < BOUND, "the diffusion model has changed nothing"
 
 
 def test_published_weights(host, base):
@@ -103,11 +116,11 @@ def test_stage1_ksampler(host, bundled):
     composite, mask = lay(host, graph)
     change(graph, "DiffHarmonyConditioning", resolution=128)
     change(graph, "KSampler", seed=3)
-    height, width = 128, 128
-    latents = bundled.harmonize_latents(
-        composite, mask, resolution=128, noise=hosts_noise((1, 4, height // 8, width // 8), 3)
-    )
-    expected = bundled.finish(bundled.decode(latents), composite, mask)
+    assert graph.prompt[only(graph, "KSampler")]["inputs"]["steps"] == bundled.steps
+    noise = hosts_noise((1, 4, 16, 16), 3, bundled.steps)
+    colors = bundled(composite, mask, method="colors").refined
+    latents = bundled.harmonize_latents(colors, mask, resolution=128, noise=noise)
+    expected = bundled.finish(bundled.decode(latents), colors, mask)
     compare(result(host, graph), expected, composite, mask)
 
 
@@ -120,17 +133,14 @@ def test_generate_paste_harmonize(host, bundled, sd15):
     for title, value in {"Width": 128, "Height": 96, "x:": 40, "y:": 24}.items():
         change(graph, "PrimitiveInt", title, value=value)
     change(graph, "KSampler", steps=1)
-    change(graph, "HarmonizeLatent", resolution=128, seed=3)
-    composite, mask = host.fetch(
-        graph, wire(graph, "HarmonizeLatent", "composite"), wire(graph, "HarmonizeLatent", "mask")
-    )
+    names = ("composite", "mask")
+    composite, mask = host.fetch(graph, *(wire(graph, "HarmonizeColors", name) for name in names))
     composite, mask = composite.movedim(-1, 1), mask[:, None]
     assert torch.equal(mask[0, 0, 24:72, 40:80], (thing[3] * 255).round() / 255)
     assert mask.sum() == 32 * 28
     inside = (mask > 0).expand_as(composite)
     assert (composite[inside] - thing[:3, 8:40, 6:34].flatten()).abs().max() <= 1 / 255
-    expected = bundled(composite, mask, resolution=128, seeds=3, harmony_vae=False).refined
-    compare(result(host, graph), expected, composite, mask)
+    compare(result(host, graph), bundled(composite, mask, method="colors").refined, composite, mask)
 
 
 def test_inpaint_harmonize(host, base, sd15):
@@ -158,29 +168,20 @@ def test_inpaint_harmonize(host, base, sd15):
 
 
 def test_video_frames(host, bundled):
-    """The frames are the clip's, as many and as fast; the mask is the mask clip's; what is compared is the first frame."""
+    """The frames are the clip's, as many and as fast; the mask is the mask clip's; the first frame is compared."""
     graph = workflow(host, "video_frames")
     for title in ("Clip", "Mask"):
         name = graph.prompt[only(graph, "LoadVideo", title)]["inputs"]["file"]
         (host.input / name).write_bytes((ROOT / "workflows/pictures" / name).read_bytes())
-    change(graph, "HarmonizeLatent", resolution=128, seed=3)
-    names = [
-        wire(graph, "HarmonizeLatent", "composite"),
-        wire(graph, "HarmonizeLatent", "mask"),
-        wire(graph, "CreateVideo", "images"),
-    ]
-    composite, mask, found = host.fetch(graph, *names)
+    wires = [wire(graph, "HarmonizeColors", name) for name in ("composite", "mask")]
+    composite, mask, found = host.fetch(graph, *wires, wire(graph, "CreateVideo", "images"))
     composite, mask, found = composite.movedim(-1, 1), mask[:, None], found.movedim(-1, 1)
     assert len(composite) == len(mask) == len(found) == 16
     assert (
         0.1 < mask.mean() < 0.5 and ((mask == 0) | (mask > 0.99)).float().mean() > 0.9
     )  # newer hosts read white as 254
-    for index in (0, 15):
-        one = (composite[index : index + 1], mask[index : index + 1])
-        expected = bundled(
-            *one, resolution=128, seeds=3, harmony_vae=False
-        ).refined  # fixed_noise: the same seed for all
-        compare(found[index : index + 1], expected, *one)
+    expected, _ = recolor.harmonize(bundled.color_regressor, composite, mask, frames="smoothed")
+    compare(found, expected, composite, mask)
     outputs = host.run(graph).outputs
     saved = outputs[only(graph, "SaveVideo")]["images"][0]
     described = json.loads(host.script(DESCRIBE, host.output / saved["subfolder"] / saved["filename"]))
