@@ -1,4 +1,7 @@
-"""The command line: `python -m diffharmony_models COMMAND …`. Each command's module is imported only when it is asked for."""
+"""The command line: `python -m diffharmony_models COMMAND …`.
+
+Each command's module is imported only when it is asked for.
+"""
 
 import argparse
 import contextlib
@@ -12,7 +15,8 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
+from typing import NoReturn
 
 from . import __version__
 from .errors import InputError, disk_full, one_line, printable
@@ -23,9 +27,11 @@ COMMANDS = {
     "convert": ("__main__", "make one weight file of a published folder, or of another file"),
     "evaluate": ("evaluate", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
     "benchmark": ("benchmark", "time and memory on this machine"),
-    "make-composites": ("training.composites", "build training pairs from photos and masks"),
+    "make-composites": ("synthesis.dataset", "build training pairs from photos and masks"),
+    "statistics": ("synthesis.statistics", "say what the pairs of data sets are like, side by side"),
     "train-color-regressor": ("training.color_regressor", "train the network that says how colours must change"),
-    "train-autoencoder": ("training.autoencoder", "train the VAE, or the Harmony-VAE from one"),
+    "train-autoencoder": ("training.autoencoder", "train the VAE"),
+    "train-harmony-vae": ("training.harmony_vae", "train the Harmony-VAE from a VAE"),
     "train-harmonizer": ("training.harmonizer", "train stage 1, the latent diffusion UNet"),
     "train-refiner": ("training.refiner", "train stage 2, the refinement UNet"),
 }
@@ -34,7 +40,7 @@ COMMANDS = {
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {one_line(InputError(message))}; see {self.prog} --help\n")
 
 
@@ -150,11 +156,11 @@ def _parser(argv: list[str]) -> Parser:
             name, help=description, description=description[0].upper() + description[1:] + "."
         )
         if argv and argv[0] == name:
-            module = (
+            found: ModuleType = (
                 sys.modules[__name__] if module == "__main__" else importlib.import_module(f".{module}", __package__)
             )
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            found.add_arguments(command)
+            command.set_defaults(run=found.run)
     return parser
 
 
@@ -199,7 +205,12 @@ def _quiet_libraries() -> Iterator[None]:
         yield
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """What the shell starts, as `diffharmony` or `python -m diffharmony_models`."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell has closed it
         stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding does not
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    program()

@@ -1,8 +1,9 @@
 """The `benchmark` command: time and memory on this machine, as Markdown tables.
 
-The demo command from start to file; full-size SD 1.5 inpainting weights (random ones) through our pipeline and through a plain
-diffusers loop in the same run; importing the package; and, where a ComfyUI is given, our nodes beside its own inpainting graph. Each
-figure is of a process of its own, started for it, so that neither memory nor warmth is handed on. MB are 10⁶ bytes.
+The demo command from start to file; full-size SD 1.5 inpainting weights (random ones) through our pipeline and through
+a plain diffusers loop in the same run; importing the package; and, where a ComfyUI is given, our nodes beside its own
+inpainting graph. Each figure is of a process of its own, started for it, so that neither memory nor warmth is handed
+on. MB are 10⁶ bytes.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -33,8 +35,9 @@ EQUAL = 200.0  # dB that stand for pictures without any difference
 HEAVY = ("diffusers", "transformers", "accelerate", "torch")
 EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
 
-# Runs a command and notes its time and memory. A process of its own, and a small one: on Linux a new process starts with the peak
-# memory of the one that started it. ru_maxrss is in bytes on macOS, in kilobytes elsewhere; Windows has none.
+# Runs a command and notes its time and memory. A process of its own, and a small one: on Linux a new process starts
+# with the peak memory of the one that started it. ru_maxrss is in bytes on macOS, in kilobytes elsewhere; Windows has
+# none.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 start = time.monotonic()
@@ -62,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         choices=PARTS,
-        help="one part: the demo command, full-size weights, the import, or ComfyUI (default: all; ComfyUI with --comfyui only)",
+        help="one part: the demo command, full-size weights, the import, or ComfyUI "
+        "(default: all; ComfyUI with --comfyui only)",
     )
     parser.add_argument(
         "--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)"
@@ -149,11 +153,15 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     for path in (composite, mask):
         if not path.is_file():
             raise InputError(
-                f"{path} is not there (the examples come with the repository, not with the package); give --composite and --mask"
+                f"{path} is not there (the examples come with the repository, not with the package); "
+                "give --composite and --mask"
             )
     usual = _name(default_dtype(device))
-    kinds = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (usual != "float32")
-    found, results = {}, {}
+    kinds: list[tuple[str, list[str]]] = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (
+        usual != "float32"
+    )
+    found: dict[str, list[dict]] = {}
+    results: dict[str, Path] = {}
     for number, (kind, options) in enumerate(tqdm(kinds, desc="demo command", unit="run", disable=None)):
         results[kind] = folder / f"demo{number}.png"
         command = [sys.executable, "-m", __package__, "harmonize", composite, mask, results[kind], *options]
@@ -162,13 +170,15 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         found.setdefault(kind, []).append(_launch(command, folder))
         if not results[kind].is_file():
             raise RuntimeError(f"{' '.join(map(str, command))} ended well but wrote no file")
-    figures = {
+    figures: dict[str, Any] = {
         "dtype": usual,
         "bound_seconds": DEMO_SECONDS,
         "bound_mb": DEMO_MB,
         **{kind: _summary(runs) for kind, runs in found.items()},
     }
-    rows = [(f"{kind}{', the default' if kind == usual else ''}", *_cells(figures[kind])) for kind in found]
+    rows: list[tuple[str, ...]] = [
+        (f"{kind}{', the default' if kind == usual else ''}", *_cells(figures[kind])) for kind in found
+    ]
     rows.append(("bound, on two CPU cores", f"{DEMO_SECONDS:.1f}", f"{DEMO_MB}"))
     text = _table((f"demo command ({composite.name}), from start to file", "seconds", "peak MB"), rows)
     if usual != "float32":
@@ -186,7 +196,7 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     unet_widths, vae_widths = (args.widths, args.widths) if args.widths else (UNET_WIDTHS, VAE_WIDTHS)
     usual = _name(args.dtype or default_dtype(device))
     kinds = ["float32"] + [usual] * (usual != "float32")
-    found = {(kind, loop): [] for kind in kinds for loop in ("ours", "plain")}
+    found: dict[tuple[str, str], list[dict]] = {(kind, loop): [] for kind in kinds for loop in ("ours", "plain")}
     with tqdm(total=1 + args.repeats * len(found), desc="full size", unit="run", disable=None) as bar:
         checkpoint.write(random_checkpoint(unet_widths, vae_widths), weights)
         bar.update()
@@ -214,7 +224,7 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         "vae_widths": list(vae_widths),
     }
     figures["memory"] = next(iter(found.values()))[0]["memory"]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind in kinds:
         ours, plain = (_summary(found[kind, loop]) for loop in ("ours", "plain"))
         ratios = {"ratio_seconds": ours["seconds"] / plain["seconds"], "ratio_peak": None}
@@ -239,8 +249,10 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         (f"{size}, random weights, {resolution}x{resolution}, {args.steps} steps", "seconds", "peak MB"), rows
     )
     text += (
-        f"\n\nEncoding, sampling and decoding; imports and loading the weights are not in the seconds. Memory: {figures['memory']}.\n"
-        f"Medians and highest peaks of {args.repeats}, in turn. The two loops agree in float32 to {figures['agreement_db']:.1f} dB."
+        "\n\nEncoding, sampling and decoding; imports and loading the weights are not in the seconds. "
+        f"Memory: {figures['memory']}.\n"
+        f"Medians and highest peaks of {args.repeats}, in turn. "
+        f"The two loops agree in float32 to {figures['agreement_db']:.1f} dB."
     )
     if usual != "float32":
         figures["cost_db"] = _decibels(result["ours", usual], result["ours", "float32"])
@@ -262,7 +274,7 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
         "loaded": loaded,
         "runs": seconds,
     }
-    rows = [("median", f"{figures['seconds']:.3f}"), ("bound", f"{IMPORT_SECONDS:.3f}")]
+    rows: list[tuple[str, ...]] = [("median", f"{figures['seconds']:.3f}"), ("bound", f"{IMPORT_SECONDS:.3f}")]
     return figures, _table(
         (f"import {__package__}", "seconds"), rows
     ) + f"\n\nPulls in {', '.join(loaded) or 'none'} of {', '.join(HEAVY)}."
@@ -275,7 +287,8 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     own = args.comfyui.resolve() / ".venv/bin/python"
     python = args.comfyui_python or str(own if own.is_file() else sys.executable)
     base.mkdir()
-    graphs, found = benchmark_host.graphs(resolution, args.steps), {"core": [], "ours": []}
+    graphs = benchmark_host.graphs(resolution, args.steps)
+    found: dict[str, list[dict]] = {"core": [], "ours": []}
     with tqdm(total=1 + args.repeats * len(found), desc="ComfyUI", unit="run", disable=None) as bar:
         benchmark_host.prepare(base, resolution)
         bar.update()
@@ -291,7 +304,10 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     if core["peak_mb"] and ours["peak_mb"]:
         ratios["ratio_peak"] = ours["peak_mb"] / core["peak_mb"]
     figures = {"resolution": resolution, "steps": args.steps, "core": core, "ours": ours, **ratios}
-    rows = [("UNETLoader, VAEEncode, KSampler, VAEDecode", *_cells(core)), ("our nodes", *_cells(ours))]
+    rows: list[tuple[str, ...]] = [
+        ("UNETLoader, VAEEncode, KSampler, VAEDecode", *_cells(core)),
+        ("our nodes", *_cells(ours)),
+    ]
     rows.append(("**ours / core** (bounds 1.02, 1.00)", *(f"**{_number(value, 3)}**" for value in ratios.values())))
     text = _table(
         (
@@ -301,7 +317,10 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
         ),
         rows,
     )
-    text += f"\n\nFrom queueing to the saved picture, loading included; the server's peak memory. Medians and highest peaks of {args.repeats}, in turn."
+    text += (
+        "\n\nFrom queueing to the saved picture, loading included; the server's peak memory. "
+        f"Medians and highest peaks of {args.repeats}, in turn."
+    )
     return figures, text
 
 
@@ -309,7 +328,7 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
 
 
 def _launch(command: list, folder: Path) -> dict:
-    """Runs a command; its seconds, from start to end, and its peak memory in bytes (None where the system does not tell)."""
+    """Runs a command; its seconds and its peak memory in bytes (None where the system does not tell)."""
     report = folder / "launch.json"
     done = subprocess.run(
         [sys.executable, "-S", "-c", _LAUNCHER, str(report), *map(str, command)],
@@ -392,9 +411,10 @@ def _environment() -> dict[str, str]:
 def _summary(runs: list[dict]) -> dict:
     """Median seconds, highest peak in MB (None where it is not known), and the runs themselves."""
     peaks = [run["peak"] / 1e6 if run["peak"] else None for run in runs]
+    known = [peak for peak in peaks if peak is not None]
     return {
         "seconds": statistics.median(run["seconds"] for run in runs),
-        "peak_mb": None if None in peaks else max(peaks),
+        "peak_mb": max(known) if len(known) == len(peaks) else None,
         "runs_seconds": [run["seconds"] for run in runs],
         "runs_peak_mb": peaks,
     }
@@ -429,7 +449,8 @@ def _words(command: list) -> str:
 def _raise_if_killed(code: int) -> None:
     if code < 0:
         raise InputError(
-            f"a measured process was stopped by signal {-code}, most likely for want of memory; free some, or give a smaller --resolution"
+            f"a measured process was stopped by signal {-code}, most likely for want of memory; "
+            "free some, or give a smaller --resolution"
         )
 
 

@@ -1,7 +1,7 @@
-"""What `benchmark --comfyui` measures: our nodes beside the core's own inpainting graph, each in a ComfyUI server of its own.
+"""What `benchmark --comfyui` measures: our nodes beside the core's own inpainting graph, each in its own server.
 
-ComfyUI is started as a user starts it and spoken to over HTTP; nothing of it is imported. Its models, input and output lie in a
-temporary folder, so the installation stays as it is.
+ComfyUI is started as a user starts it and spoken to over HTTP; nothing of it is imported. Its models, input and output
+lie in a temporary folder, so the installation stays as it is.
 """
 
 import json
@@ -27,7 +27,10 @@ _NULL_TEXT = {"class_type": "LoadDiffHarmony", "inputs": {"checkpoint": "null.sa
 
 
 def prepare(folder: Path, side: int) -> None:
-    """Lays out a base folder for ComfyUI: random weights of SD 1.5's size, a composite and a mask of `side` pixels, our nodes."""
+    """Lays out a base folder for ComfyUI.
+
+    It holds random weights of SD 1.5's size, a composite and a mask of `side` pixels, and our nodes.
+    """
     weights = random_checkpoint()
     for kind, place in (("unet", "diffusion_models"), ("vae", "vae")):
         part = getattr(weights, kind)
@@ -54,7 +57,7 @@ def prepare(folder: Path, side: int) -> None:
 
 
 def graphs(side: int, steps: int) -> dict[str, dict]:
-    """The two graphs in ComfyUI's API format: "core" is UNETLoader, VAEEncode, KSampler, VAEDecode; "ours" our nodes."""
+    """Two graphs in ComfyUI's API format: "core" is UNETLoader, VAEEncode, KSampler, VAEDecode; "ours" our nodes."""
     sampler = {**_SAMPLER, "steps": steps}
     shared = {
         "text": _NULL_TEXT,
@@ -68,8 +71,8 @@ def graphs(side: int, steps: int) -> dict[str, dict]:
         "sample": {
             "class_type": "KSampler",
             "inputs": {
-                **sampler, "cfg": 1.0, "denoise": 1.0, "model": ["unet", 0], "positive": ["text", 2], "negative": ["text", 2],
-                "latent_image": ["encode", 0],
+                **sampler, "cfg": 1.0, "denoise": 1.0, "model": ["unet", 0], "positive": ["text", 2],
+                "negative": ["text", 2], "latent_image": ["encode", 0],
             },
         },
         "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["vae", 0]}},
@@ -87,7 +90,8 @@ def graphs(side: int, steps: int) -> dict[str, dict]:
         "decode": {
             "class_type": "VAEDecodeHigherRes",
             "inputs": {
-                "samples": ["sample", 0], "vae": ["load", 1], "composite": ["image", 0], "method": "bilinear", "width": 0, "height": 0,
+                "samples": ["sample", 0], "vae": ["load", 1], "composite": ["image", 0], "method": "bilinear",
+                "width": 0, "height": 0,
             },
         },
     }  # fmt: skip
@@ -95,8 +99,9 @@ def graphs(side: int, steps: int) -> dict[str, dict]:
 
 
 def measure(comfyui: Path, python: str, folder: Path, graph: dict, device: str) -> dict:
-    """Starts a server, runs one graph, stops the server. Seconds from the graph's start to its end, loading included, and
-    the server's peak memory in bytes (None where the system does not tell). ValueError, in the server's words, where it fails."""
+    """Starts a server, runs one graph, stops the server. Seconds from the graph's start to its end, loading included,
+    and the server's peak memory in bytes (None where the system does not tell). ValueError, in the server's words,
+    where it fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -139,11 +144,12 @@ def _run(address: str, prompt: str, server: subprocess.Popen, log: Path) -> floa
         found = _ask(f"{address}/history/{prompt}").get(prompt)
         if found is None:
             continue
-        messages = {name: content for name, content in found["status"]["messages"]}
+        messages = dict(found["status"]["messages"])
         if "execution_success" not in messages:
             error = messages.get("execution_error", {})
             raise InputError(
-                f"ComfyUI failed in {error.get('node_type', 'a node')}: {error.get('exception_message', 'it was interrupted')}"
+                f"ComfyUI failed in {error.get('node_type', 'a node')}: "
+                f"{error.get('exception_message', 'it was interrupted')}"
             )
         return (messages["execution_success"]["timestamp"] - messages["execution_start"]["timestamp"]) / 1000
 

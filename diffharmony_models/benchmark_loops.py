@@ -1,4 +1,4 @@
-"""What `benchmark` measures with full-size weights: our pipeline and a plain diffusers loop, one of them in a process of its own.
+"""What `benchmark` measures with full-size weights: our pipeline and a plain diffusers loop, each in its own process.
 
 `python -m diffharmony_models.benchmark_loops TASK.json` is that process; `benchmark` starts it.
 """
@@ -7,21 +7,33 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import InputError, one_line
 
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
 UNET_WIDTHS, VAE_WIDTHS = (320, 640, 1280, 1280), (128, 256, 512, 512)  # SD 1.5
 TOKENS, TEXT_WIDTH = 77, 768
 
 
-def plain_loop(vae, unet, null_text, composite, mask, steps: int, generator: torch.Generator) -> torch.Tensor:
+def plain_loop(
+    vae: torch.nn.Module,
+    unet: torch.nn.Module,
+    null_text: torch.Tensor,
+    composite: torch.Tensor,
+    mask: torch.Tensor,
+    steps: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
     """The method as one writes it with diffusers alone, to compare with.
 
-    vae, unet: AutoencoderKL and UNet2DConditionModel, of one device and dtype, as the tensors: null_text [1, tokens, width];
-    composite [1, 3, H, W] in [0, 1]; mask [1, 1, H, W], 0 or 1; sides multiples of 8. Draws from `generator` in the published order:
-    start noise, posterior, one per step. Returns [1, 3, H, W] in [0, 1].
+    vae, unet: AutoencoderKL and UNet2DConditionModel, of one device and dtype, as the tensors: null_text [1, tokens,
+    width]; composite [1, 3, H, W] in [0, 1]; mask [1, 1, H, W], 0 or 1; sides multiples of 8. Draws from `generator` in
+    the published order: start noise, posterior, one per step. Returns [1, 3, H, W] in [0, 1].
     """
     from diffusers import EulerAncestralDiscreteScheduler
 
@@ -40,8 +52,13 @@ def plain_loop(vae, unet, null_text, composite, mask, steps: int, generator: tor
         return (image / 2 + 0.5).clamp(0, 1)
 
 
-def random_checkpoint(unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tuple[int, ...] = VAE_WIDTHS):
-    """A Checkpoint of SD 1.5 inpainting's shape with random weights, float32, no refiner: every layer keeps its input's variance."""
+def random_checkpoint(
+    unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tuple[int, ...] = VAE_WIDTHS
+) -> "Checkpoint":
+    """A Checkpoint of SD 1.5 inpainting's shape with random weights, float32, no refiner.
+
+    Every layer keeps its input's variance.
+    """
     from . import checkpoint
 
     unet, vae = networks(unet_widths, vae_widths)
@@ -60,7 +77,10 @@ def random_checkpoint(unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tu
 
 
 def networks(unet_widths: tuple[int, ...], vae_widths: tuple[int, ...]) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """UNet2DConditionModel and AutoencoderKL of SD 1.5 inpainting at these widths (four multiples of 32 each), without memory."""
+    """UNet2DConditionModel and AutoencoderKL of SD 1.5 inpainting, without memory.
+
+    The widths are four multiples of 32 each.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     with torch.device("meta"):
@@ -89,13 +109,17 @@ def main(path: str) -> None:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         found = {
-            "error": f"the measured process needs more memory than there is ({last_line(str(error))}); give a smaller --resolution"
+            "error": f"the measured process needs more memory than there is ({last_line(str(error))}); "
+            "give a smaller --resolution"
         }
     Path(task["report"]).write_text(json.dumps(found))
 
 
 def measure(task: dict) -> dict:
-    """Loads the weights, runs one loop once, and returns its seconds and peak memory. Both loops load and are fed alike."""
+    """Loads the weights, runs one loop once, and returns its seconds and peak memory.
+
+    Both loops load and are fed alike.
+    """
     from . import checkpoint
     from .pipeline import DiffHarmony
 
@@ -112,6 +136,7 @@ def measure(task: dict) -> dict:
         return engine.decode(latents)
 
     def plain(steps: int) -> torch.Tensor:
+        assert engine.null_text is not None
         text, image, small = (tensor.to(device, kind) for tensor in (engine.null_text[None], composite, mask))
         return plain_loop(engine.vae, engine.unet, text, image, small, steps, torch.Generator().manual_seed(0))
 

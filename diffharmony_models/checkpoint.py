@@ -28,7 +28,7 @@ from .errors import InputError
 try:
     import fcntl
 except ImportError:  # Windows, where an open file cannot be deleted anyway
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
@@ -102,7 +102,8 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
     was there before stays as it was. What a killed run has left of the same target is removed.
     """
     path = Path(path)
-    dtype = _DTYPES.get(dtype, dtype)
+    if isinstance(dtype, str):
+        dtype = _DTYPES.get(dtype, dtype)
     if dtype is not None and dtype not in _CODES:
         raise InputError(f'Weights cannot be stored as "{dtype}"; expected one of {", ".join(_DTYPES)}.')
     if path.suffix != ".safetensors" or not path.parent.is_dir() or path.is_dir():
@@ -113,7 +114,7 @@ def write(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | str | N
         "resolution": str(configs.resolution(checkpoint.resolution, checkpoint.name)),
         "steps": str(_steps({"steps": str(checkpoint.steps)}, checkpoint.name)),
     }
-    tensors = {}
+    tensors: dict[str, tuple[torch.Tensor, torch.dtype]] = {}
     for kind in PARTS:
         part = getattr(checkpoint, kind)
         if part is not None:
@@ -282,7 +283,7 @@ def _steps(metadata: dict[str, str], where: str | Path) -> int:
 def _read_one_file(path: Path, parts: tuple[str, ...]) -> Checkpoint:
     with files.opened(path) as file:
         metadata = file.metadata() or {}
-        keys = {}
+        keys: dict[str, list[str]] = {}
         for key in files.names(file):
             keys.setdefault(key.partition(".")[0], []).append(key)
         strange = [key for group in sorted(set(keys) - {*PARTS, "null_text"}) for key in keys[group]]
@@ -322,7 +323,8 @@ def _stream(file: BinaryIO, tensors: dict[str, tuple[torch.Tensor, torch.dtype]]
         return tensor.numel() * dtype.itemsize % files.ALIGNMENT > 0, -dtype.itemsize, name
 
     order = sorted(tensors, key=place)
-    header, end = {"__metadata__": metadata}, 0
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
     for name in order:
         tensor, dtype = tensors[name]
         begin, end = end, end + tensor.numel() * dtype.itemsize

@@ -80,7 +80,7 @@ def find(path: Path) -> list[Found]:
     kind = kind_of_config(config) if config and class_of(config) else kind_of_keys(shapes)
     if kind is None:
         words = f"Its tensors: {strangers(shapes)}"
-        if kind_of_keys(shapes):
+        if config and kind_of_keys(shapes):
             words = f"The config.json beside it is that of a {shown(class_of(config))}"
         raise InputError(f"{path}: not a part of DiffHarmony. {words}.")
     return [Found(kind, [path], config, path, path.parent.parent, _pipeline_above(path.parent))]
@@ -94,7 +94,7 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
     unets = [each for each in found if each.harmonizing]
     own = {each.pipeline for each in unets}
     headless = {each.pipeline for each in found if each.pipeline and each.pipeline.is_relative_to(path)}
-    headless |= {each.pipeline for each in found if each.kind == "unet" and not each.harmonizing}
+    headless |= {each.pipeline for each in found if each.pipeline and each.kind == "unet" and not each.harmonizing}
     headless -= own
     kept = [each for each in found if each.pipeline not in headless and (each.harmonizing or each.kind != "unet")]
     if not kept:
@@ -108,7 +108,7 @@ def choose(path: Path, found: list[Found]) -> tuple[dict[str, Found], Path]:
     nine = [each for each in unets if each.channels == 9]
     if len(nine) > 1:
         raise InputError(f"{path} holds several UNets that could be meant: {_listed(nine)}. Point at one of them.")
-    unet = (nine or unets or [None])[0]
+    unet = next(iter(nine or unets), None)
     unit = unet.unit if unet else path
     chosen = {"unet": unet} if unet else {}
     for kind in NAMES:
@@ -222,7 +222,7 @@ def _weight_sets(folder: Path, there: list[Path], one: bool) -> list[list[Path]]
     Weights that are no EMA come last, full precision goes before half, safetensors before pickles. one: the folder is a
     part's, so where several stand there, one must have a standard name.
     """
-    best = {}
+    best: dict[str, tuple[tuple[bool, bool, bool], Path]] = {}
     for path in there:
         match = _WEIGHTS.match(path.name)
         if match and os.path.isfile(path) and not re.search(r"-\d{5}-of-\d{5}", path.name):

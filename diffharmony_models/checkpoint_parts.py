@@ -50,7 +50,7 @@ def load(kind: str, files: list[Path], config: dict | None, where: Path) -> Part
     """
     if not files:
         raise InputError(f"{where}: config.json stands there without its weights. Get the whole folder again.")
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for path in files:
         state |= tensors(path)
     actual = kind_of_keys(shapes(state))
@@ -83,7 +83,7 @@ def class_of(config: dict) -> str | None:
 
 def kind_of_config(config: dict) -> str | None:
     """The kind of part that a config describes; None for another network's, or where it does not say."""
-    return "text_encoder" if config.get("model_type") == "clip_text_model" else _CLASSES.get(class_of(config))
+    return "text_encoder" if config.get("model_type") == "clip_text_model" else _CLASSES.get(class_of(config) or "")
 
 
 def kind_of_keys(shapes: dict) -> str | None:

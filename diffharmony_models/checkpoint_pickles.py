@@ -13,7 +13,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 
@@ -48,7 +48,7 @@ class Refused(Exception):
 class Storage(NamedTuple):
     dtype: torch.dtype
     key: str
-    count: int
+    length: int
 
 
 class Tensor(NamedTuple):
@@ -79,17 +79,17 @@ def mapped(content: mmap.mmap, state: dict[str, Tensor], places: Places) -> dict
         raise Refused("its tensors are larger than the file")
     result = {}
     for name, tensor in state.items():
-        kind, key, count = tensor.storage
+        kind, key, length = tensor.storage
         begin, there = places.get(key, (0, 0))
-        if count * kind.itemsize > there:
+        if length * kind.itemsize > there:
             raise Refused(f"the data of {name} is missing")
-        data = torch.frombuffer(content, dtype=kind, count=count, offset=begin)
+        data = torch.frombuffer(content, dtype=kind, count=length, offset=begin)
         result[name] = data.as_strided(tensor.size, tensor.stride, tensor.offset)
     return result
 
 
 def _zipped(content: mmap.mmap) -> tuple[object, Places]:
-    with zipfile.ZipFile(content) as archive:
+    with zipfile.ZipFile(cast(IO[bytes], content)) as archive:  # a mapped file reads as one
         listed = archive.infolist()
     members = {member.filename.partition("/")[2]: member for member in listed}
     if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in listed):
@@ -117,7 +117,9 @@ def _zipped(content: mmap.mmap) -> tuple[object, Places]:
 
 def _plain(content: mmap.mmap) -> tuple[object, Places]:
     """As torch wrote them before 1.6: five pickles, the fourth the object, then each storage behind its length."""
-    found, storages, position = [], {}, 0
+    found: list[Any] = []
+    storages: dict[str, Storage] = {}
+    position = 0
     for _ in range(5):
         one, named, length = _unpickle(content[position : position + _LARGEST_PICKLE + 1])
         if not found and one != _MAGIC:
@@ -132,7 +134,7 @@ def _plain(content: mmap.mmap) -> tuple[object, Places]:
     for key in keys:
         (count,) = struct.unpack_from("<q", content, position)
         size = count * storages[key].dtype.itemsize
-        if count != storages[key].count or position + 8 + size > len(content):
+        if count != storages[key].length or position + 8 + size > len(content):
             raise Refused("its data does not lie in the file")
         places[key] = (position + 8, size)
         position += 8 + size
@@ -142,8 +144,9 @@ def _plain(content: mmap.mmap) -> tuple[object, Places]:
 def _unpickle(data: bytes) -> tuple[object, dict[str, Storage], int]:
     """The object, the storages that it names, and the pickle's length."""
     end = 0
-    for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
-        put = opcode.name in ("BINPUT", "LONG_BINPUT") and argument > len(data)
+    for number, (opcode, argument, at) in enumerate(pickletools.genops(data)):
+        position = cast(int, at)  # None only for what is no file
+        put = opcode.name in ("BINPUT", "LONG_BINPUT") and cast(int, argument) > len(data)
         if opcode.name not in _OPCODES or put or position > _LARGEST_PICKLE or number > _MOST_OPCODES:
             raise Refused(f"no state dict has a {opcode.name} there")
         end = position + 1
@@ -206,7 +209,7 @@ def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: objec
         if length > 1 and step < reach:
             raise Refused("a tensor larger than its data")
         reach += (length - 1) * step
-    if offset + reach > storage.count:
+    if offset + reach > storage.length:
         raise Refused("a tensor larger than its data")
     return Tensor(storage, offset, tuple(size), tuple(stride))
 

@@ -4,6 +4,9 @@ So a file is known to hold a whole network before memory is taken for one, in Co
 loaded. Names are diffusers'. Plain Python.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 from .checkpoint_configs import each
 
 Shapes = dict[str, tuple[int, ...]]
@@ -110,9 +113,9 @@ def _resnet(name: str, width: int, out: int, time: int | None = None) -> Shapes:
 
 
 def _middle(side: str, width: int, attention: bool) -> Shapes:
-    shapes = {}
-    for layer in range(2):
-        shapes |= _resnet(f"{side}.mid_block.resnets.{layer}", width, width)
+    shapes: Shapes = {}
+    for number in range(2):
+        shapes |= _resnet(f"{side}.mid_block.resnets.{number}", width, width)
     if attention:
         name = f"{side}.mid_block.attentions.0"
         shapes |= _norm(f"{name}.group_norm", width)
@@ -122,7 +125,7 @@ def _middle(side: str, width: int, attention: bool) -> Shapes:
 
 
 def _transformer(name: str, width: int, text: int, depth: int, linear: bool) -> Shapes:
-    project = _linear if linear else lambda *sizes: _conv(*sizes, 1)
+    project: Callable[[str, int, int], Shapes] = _linear if linear else partial(_conv, kernel=1)
     shapes = _norm(f"{name}.norm", width)
     shapes |= project(f"{name}.proj_in", width, width) | project(f"{name}.proj_out", width, width)
     for number in range(depth):

@@ -1,7 +1,8 @@
 """Scores harmonized pictures against the real ones, as the paper does on iHarmony4.
 
-Everything is scored at 256×256 (bilinear, antialiased), rounded to 8 bits, and with the result's foreground put on the real background
-first. The untouched composite and Reinhard's colour transfer are scored beside the results in every run.
+Everything is scored at 256×256 (bilinear, antialiased), and on demand at the pictures' own size as well; rounded to 8
+bits, and with the result's foreground put on the real background first. The untouched composite and the transfers of
+the background's colours by Reinhard and by Monge and Kantorovitch are scored beside the results in every run.
 """
 
 import argparse
@@ -9,22 +10,25 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from . import color, geometry, images, metrics
 from .errors import InputError, printable, reason
-from .harmonize import dtype, file_or_folder, find_device, picture_seed, resolution, seed, steps
-from .iharmony import COMPOSITES, Triple, pairs
+from .harmonize import dtype, file_or_folder, find_device, picture_seed, resolution, steps
+from .iharmony import COMPOSITES, Triple, local_light, pairs
 from .numbers import whole
-from .report import Missing, Report, Score
+from .report import BASELINE, Missing, Report, Score
 
 logger = logging.getLogger(__name__)
 
 SIZE = (256, 256)
-BASELINES = ("composite", "reinhard")
+TRANSFERS = {"reinhard": color.reinhard, "monge-kantorovitch": color.monge_kantorovitch}
+METHODS = ("colors", "both", "diffusion")
 ENDINGS = ("transfer", "paper")
 OUTPUTS = "outputs"
 _NAMED_AT_MOST = 10
@@ -51,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=whole(1), metavar="N", help="only the first N pairs of the list")
     parser.add_argument(
-        "--own-background",
+        "--native-size",
         action="store_true",
-        help="score the result with its own background, not with its foreground on the real one",
+        help="harmonize and score at the pictures' own size too, in tables of their own",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -65,28 +69,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--checkpoint", type=file_or_folder, help="file or folder (the bundled checkpoint)")
     run = parser.add_argument_group("running a checkpoint")
     run.add_argument(
-        "--ending", choices=[*ENDINGS, "both"], default="both", help="which ending is scored (%(default)s)"
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        help="colors: the colour regressor; diffusion: the paper's stages; both: one after the other. The worst cases "
+        "are the first one's (all that the checkpoint has parts for)",
     )
-    run.add_argument("--no-refine", action="store_true", help="score the paper's ending without its refinement")
+    run.add_argument(
+        "--ending",
+        choices=[*ENDINGS, "both"],
+        help="which ending of the stages is scored (both, or transfer where there is no refiner)",
+    )
     run.add_argument(
         "--resolution", metavar="R", type=resolution, default=0, help="stage 1's resolution (0: the checkpoint's own)"
     )
-    run.add_argument(
-        "--native-size", action="store_true", help="harmonize at the picture's own size, scale the result down"
-    )
     run.add_argument("--steps", metavar="N", type=steps, default=0, help="sampling steps (the checkpoint's own)")
-    run.add_argument("--sampler", choices=["euler_ancestral", "euler"], default="euler_ancestral", help="(%(default)s)")
-    run.add_argument(
-        "--seed", metavar="N", type=seed, default=0, help="with the picture's name, decides its noise (%(default)s)"
-    )
-    run.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=whole(1, 1024),
-        default=1,
-        help="pictures harmonized at once (%(default)s)",
-    )
-    run.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (the best there is)")
     run.add_argument("--dtype", metavar="T", type=dtype, help="float32, bfloat16 or float16 (what suits the device)")
 
 
@@ -94,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and writes the tables, the lists and the sheet into `args.results`.
 
     Returns:
-        The exit code: 0, or 2 where pairs could not be scored. They are named in the log and in `missing.csv`, and the tables count them.
+        The exit code: 0, or 2 where pairs could not be scored. They are named in the log and in `missing.csv`, and the
+        tables count them.
 
     Raises:
         InputError: bad lists and checkpoints, before anything is scored.
@@ -108,24 +106,33 @@ def run(args: argparse.Namespace) -> int:
             f"{args.list} names {len(twice)} composites more than once ({_some(twice)}); remove the repeated lines"
         )
     triples, entries = triples[: args.limit], entries[: args.limit]
+    light = local_light(args.dataset_root)
     args.results.mkdir(parents=True, exist_ok=True)
 
-    source = _Pictures(args.outputs, triples) if args.outputs else _Engine(args)
-    report = Report([*BASELINES, *source.methods], ranked_by=source.methods[0])
-    listed = list(zip(entries, triples))
-    with tqdm(total=len(listed), desc="evaluate", unit="pair") as progress:
-        for start in range(0, len(listed), source.batch_size):
-            batch = list(_load(listed[start : start + source.batch_size], report))
-            for pair, results in zip(batch, source.results(batch)):
-                _score(pair, {**_baselines(pair), **results}, report, args.own_background)
-            progress.update(min(source.batch_size, len(listed) - start))
-    place = "its own background" if args.own_background else "the real background"
-    report.write(
-        args.results,
-        f"{printable(str(args.list))}, {len(triples)} pairs; {printable(source.about)}. At 256×256, 8 bits; the"
-        f" foreground on {place}. Averages over pictures; `missing` ones could not be scored and are in no average.",
+    source = _Pictures(args, triples) if args.outputs else _Engine(args)
+    methods = [BASELINE, *TRANSFERS, *source.methods]
+    sizes = ["256", "full"] if args.native_size else ["256"]
+    local = {entry: light[entry] for entry in entries if entry in light}
+    report = Report(methods, source.methods[0], sizes, local)
+    for entry, triple in tqdm(list(zip(entries, triples)), desc="evaluate", unit="pair"):
+        try:
+            loaded = load(entry, triple, args.native_size)
+        except Exception as error:  # one picture's fault, of whatever kind, is that picture's
+            why = reason(error, logger)
+            report.missing += [
+                Missing(entry, triple.subset, None, method, size, why) for size in sizes for method in methods
+            ]
+            continue
+        for pair in loaded:
+            _score(pair, chain(_baselines(pair), source.results(pair)), report)
+    about = (
+        f"{printable(str(args.list))}, {len(triples)} pairs; {printable(source.about)}. 8 bits; the foreground on the"
+        " real background. Averages over pictures; `missing` ones could not be scored and are in no average. fMSE"
+        " ratio: to the composite's; worst: the lowest gain of PSNR over the composite of any pair, in dB; worse: how"
+        " many pairs have a lower PSNR than the composite."
     )
-    logger.info("%s\nTables and worst cases: %s", report.summary(), args.results)
+    print(report.write(args.results, about))
+    logger.info("Tables and worst cases: %s", args.results)
     if not report.missing:
         return 0
     lost = sorted({f"{line.composite} ({line.method}): {line.reason}" for line in report.missing})
@@ -139,21 +146,22 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair as it is scored. Images B3HW in [0, 1] in steps of 1/255, masks B1HW in {0, 1}."""
+    """One pair as it is scored. Images B3HW in [0, 1] in steps of 1/255, masks B1HW in {0, 1}.
+
+    share: foreground pixels ÷ all pixels, at 256×256. size: "256", or "full" for the pictures' own.
+    """
 
     entry: str
     triple: Triple
     composite: torch.Tensor
     mask: torch.Tensor
     real: torch.Tensor
-
-    @property
-    def share(self) -> float:
-        return self.mask.mean().item()
+    share: float
+    size: str = "256"
 
 
 def quantized(image: torch.Tensor) -> torch.Tensor:
-    """An image in [0, 1] as if it had been saved with 8 bits and read again. ValueError for NaN and infinite values."""
+    """An image in [0, 1] as if it had been saved with 8 bits and read again. InputError for NaN and infinite values."""
     if not torch.isfinite(image).all():
         raise InputError("the result holds NaN or infinite values; try --dtype float32, or another checkpoint")
     return image.detach().float().cpu().mul(255).round().clamp(0, 255) / 255
@@ -164,95 +172,121 @@ def prepared(image: torch.Tensor) -> torch.Tensor:
     return quantized(geometry.resize(image.float(), SIZE))
 
 
-def score(pair: Pair, result: torch.Tensor, method: str, own_background: bool = False) -> tuple[Score, torch.Tensor]:
+def load(entry: str, triple: Triple, native_size: bool = False) -> list[Pair]:
+    """The pair at 256×256 and, with `native_size`, as it is in its files. InputError for files that make no pair."""
+    composite, real = (images.read_image(path).pixels for path in (triple.composite, triple.real))
+    mask = images.read_mask(triple.mask)
+    for path, picture in ((triple.mask, mask), (triple.real, real)):
+        if picture.shape[-2:] != composite.shape[-2:]:
+            raise InputError(
+                f"{path} is {_size(picture)} but {triple.composite} is {_size(composite)}; composite, mask and"
+                " real picture must be of one size"
+            )
+    small = geometry.binarize(geometry.resize(mask, SIZE))
+    if geometry.is_empty(small).any():
+        raise InputError(f"{triple.mask} has no foreground at {SIZE[1]}x{SIZE[0]}")
+    share = small.mean().item()
+    loaded = [Pair(entry, triple, prepared(composite), small, prepared(real), share)]
+    if native_size:
+        loaded.append(
+            Pair(entry, triple, quantized(composite), geometry.binarize(mask), quantized(real), share, "full")
+        )
+    return loaded
+
+
+def score(pair: Pair, result: torch.Tensor, method: str) -> tuple[Score, torch.Tensor]:
     """Measures one result against the real picture.
 
+    As in the published evaluation, what stands outside the mask is replaced by the real picture first: JPEG traces in
+    the composite's background are not the method's.
+
     Args:
-        result: 1 3 H W in [0, 1], of any size.
-        own_background: leave the result's background as it is. Otherwise, as in the published evaluation, what stands outside
-            the mask is replaced by the real picture first: JPEG traces in the composite's background are not the method's.
+        result: 1 3 H W in [0, 1], of any size at 256×256, of the pair's at full size.
 
     Returns:
-        The score, and the picture it was measured on (1 3 256 256, in [0, 1]).
+        The score, and the picture it was measured on (1 3 H W of the pair's size, in [0, 1]).
+
+    Raises:
+        InputError: a result of another size at full size, or with values that are not finite.
     """
-    picture = prepared(quantized(result))
-    if not own_background:
-        picture = geometry.paste(picture, pair.real, pair.mask)
+    size = pair.composite.shape[-2:]
+    if pair.size == "full" and result.shape[-2:] != size:
+        raise InputError(
+            f"the result is {_size(result)}, the composite {_size(pair.composite)}; leave out --native-size, or give"
+            " results of the composites' sizes"
+        )
+    picture = quantized(geometry.resize(quantized(result), size))
+    picture = geometry.paste(picture, pair.real, pair.mask)
     image, real = (picture * 255).round(), (pair.real * 255).round()
-    similarity = metrics.ssim_map(image, real)
+    # Channel by channel, for at full size SSIM's planes would fill the memory.
+    similarities = [metrics.ssim_map(image[:, [channel]], real[:, [channel]]) for channel in range(3)]
     values = (
         metrics.psnr(image, real),
         metrics.mse(image, real),
         metrics.fmse(image, real, pair.mask),
-        metrics.mean_ssim(similarity),
-        metrics.foreground_ssim(similarity, pair.mask),
+        torch.stack([metrics.mean_ssim(each) for each in similarities]).mean(),
+        torch.stack([metrics.foreground_ssim(each, pair.mask) for each in similarities]).mean(),
     )
-    return Score(pair.entry, pair.triple.subset, pair.share, method, *(value.item() for value in values)), picture
+    numbers = (value.item() for value in values)
+    return Score(pair.entry, pair.triple.subset, pair.share, method, pair.size, *numbers), picture
 
 
-def _load(batch: Sequence[tuple[str, Triple]], report: Report) -> Iterator[Pair]:
-    """The pairs that can be read; the others go into the report as missing for all methods."""
-    for entry, triple in batch:
+def _baselines(pair: Pair) -> Iterator[tuple[str, torch.Tensor | Exception]]:
+    """(method, result or what went wrong): the composite as it is, and the background's colours given to the
+    foreground.
+    """
+    yield BASELINE, pair.composite
+    for name, transfer in TRANSFERS.items():
         try:
-            composite, real = (images.read_image(path).pixels for path in (triple.composite, triple.real))
-            mask = images.read_mask(triple.mask)
-            for path, picture in ((triple.mask, mask), (triple.real, real)):
-                if picture.shape[-2:] != composite.shape[-2:]:
-                    raise InputError(
-                        f"{path} is {_size(picture)} but {triple.composite} is {_size(composite)}; composite, mask and"
-                        " real picture must be of one size"
-                    )
-            mask = geometry.binarize(geometry.resize(mask, SIZE))
-            if geometry.is_empty(mask).any():
-                raise InputError(f"{triple.mask} has no foreground at {SIZE[1]}x{SIZE[0]}")
-            yield Pair(entry, triple, prepared(composite), mask, prepared(real))
-        except Exception as error:  # one picture's fault, of whatever kind, is that picture's
-            why = reason(error, logger)
-            for method in report.methods:
-                report.missing.append(Missing(entry, triple.subset, None, method, why))
-
-
-def _baselines(pair: Pair) -> dict[str, torch.Tensor | Exception]:
-    try:
-        reinhard = color.reinhard(pair.composite, pair.composite, pair.mask, 1 - pair.mask)
-    except Exception as error:
-        reinhard = error
-    return {"composite": pair.composite, "reinhard": reinhard}
+            result = transfer(pair.composite, pair.composite, pair.mask, 1 - pair.mask)
+        except Exception as error:
+            result = error
+        yield name, result
 
 
 def _size(image: torch.Tensor) -> str:
     return f"{image.shape[-1]}x{image.shape[-2]}"
 
 
-def _score(pair: Pair, results: dict[str, torch.Tensor | Exception], report: Report, own_background: bool) -> None:
+def _score(pair: Pair, results: Iterator[tuple[str, torch.Tensor | Exception]], report: Report) -> None:
     row, worst = [], None
-    for method, result in results.items():
+    for method, result in results:
         try:
             if isinstance(result, Exception):
                 raise result
-            value, picture = score(pair, result, method, own_background)
+            value, picture = score(pair, result, method)
         except Exception as error:
             why = reason(error, logger)
-            report.missing.append(Missing(pair.entry, pair.triple.subset, pair.share, method, why))
+            report.missing.append(Missing(pair.entry, pair.triple.subset, pair.share, method, pair.size, why))
             continue
         report.scores.append(value)
+        if pair.size != "256":
+            continue
         worst = value.fmse if method == report.ranked_by else worst
-        if method != "reinhard":
-            row.append((f"{method} {value.psnr:.1f} dB, fMSE {value.fmse:.0f}", picture))
+        if method not in TRANSFERS:
+            row.append((f"{method} {value.psnr:.1f} dB, {value.fmse:.0f}", picture))
     if worst is not None:
         mask = (f"mask {pair.share:.1%}", pair.mask)
         real = (f"real {Path(pair.entry).stem}", pair.real)
         report.offer_sheet_row(worst, lambda: [row[0], mask, *row[1:], real])
 
 
+def _refuse_unused(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """InputError where an option was given that this run has no use for."""
+    given = [f"--{name}" for name in names if getattr(args, name)]
+    if given:
+        raise InputError(f"{' and '.join(given)}: {why}; leave it out")
+
+
 class _Pictures:
-    """Results that another run or another method has written: one picture a composite, named after it, in any format."""
+    """Results that another run or method has written: one picture a composite, named after it, in any format."""
 
     methods = (OUTPUTS,)
-    batch_size = 1
 
-    def __init__(self, folder: Path, triples: Sequence[Triple]):
-        """Takes `folder/<stem>.<any>` or `folder/<subset>/<stem>.<any>` (with or without composite_images in between)."""
+    def __init__(self, args: argparse.Namespace, triples: Sequence[Triple]):
+        """Takes `FOLDER/<stem>.<any>` or `FOLDER/<subset>/<stem>.<any>`, with or without composite_images between."""
+        folder = args.outputs
+        _refuse_unused(args, ("methods", "ending", "resolution", "steps", "dtype"), "with --outputs no checkpoint runs")
         if not folder.is_dir():
             raise InputError(f"No folder {folder}; --outputs takes a folder of pictures named as the composites")
         self.about = f"pictures of {folder}"
@@ -267,13 +301,13 @@ class _Pictures:
             subsets.setdefault(triple.composite.stem, set()).add(triple.subset)
         self._in_several = {stem for stem, names in subsets.items() if len(names) > 1}
 
-    def results(self, batch: Sequence[Pair]) -> Iterator[dict[str, torch.Tensor | Exception]]:
-        for pair in batch:
-            try:
-                result = images.read_image(self._find(pair.triple)).pixels
-            except Exception as error:
-                result = error
-            yield {OUTPUTS: result}
+    def results(self, pair: Pair) -> Iterator[tuple[str, torch.Tensor | Exception]]:
+        """(method, picture or what went wrong)."""
+        try:
+            result = images.read_image(self._find(pair.triple)).pixels
+        except Exception as error:
+            result = error
+        yield OUTPUTS, result
 
     def _find(self, triple: Triple) -> Path:
         stem = triple.composite.stem
@@ -292,77 +326,78 @@ class _Pictures:
 
 
 class _Engine:
-    """Results of a checkpoint, by one or both endings."""
+    """Results of a checkpoint, by each method, and of stage 1 by each ending."""
 
     def __init__(self, args: argparse.Namespace):
-        """ValueError at once for a checkpoint that cannot harmonize: a part missing, NaN in its weights."""
-        device = find_device(args.device)
+        """InputError at once for a checkpoint that cannot harmonize: a part missing, NaN in its weights."""
         from . import checkpoint, pipeline  # diffusers comes with it, and takes seconds
 
         weights = checkpoint.read(args.checkpoint or checkpoint.bundled())
-        self._engine = pipeline.DiffHarmony.from_checkpoint(weights, device=device, dtype=args.dtype)
-        self._args = args
-        self.methods = ENDINGS if args.ending == "both" else (args.ending,)
-        self.batch_size = 1 if args.native_size else args.batch_size  # pictures of different sizes make no batch
-        for ending in self.methods:  # what one small picture shows need not fail on each of thousands
-            trial = torch.full((1, 3, 64, 64), 0.5)
-            self._engine(
-                trial, torch.ones(1, 1, 64, 64), resolution=64, steps=1, ending=ending, refine=not args.no_refine
-            )
-        self.about = (
-            f"checkpoint {weights.name}, resolution {args.resolution or weights.resolution}, "
-            f"{args.steps or weights.steps} steps of {args.sampler}, "
-            f"seed {args.seed}{', not refined' if args.no_refine else ''}{', harmonized at native size' if args.native_size else ''}"
-        )
-
-    def results(self, batch: Sequence[Pair]) -> list[dict[str, torch.Tensor | Exception]]:
-        """One dictionary a pair. Where a batch fails, its pictures are tried one by one."""
-        try:
-            return self._run(batch) if batch else []
-        except Exception as error:
-            failure = error
-            if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-                failure = InputError(
-                    f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16"
-                )
-        if len(batch) == 1:
-            return [dict.fromkeys(self.methods, failure)]
-        return [result for pair in batch for result in self.results([pair])]
-
-    def _run(self, batch: Sequence[Pair]) -> list[dict[str, torch.Tensor]]:
-        composite, mask = self._inputs(batch)
-        refine = not self._args.no_refine
-        options = {
-            "resolution": self._args.resolution,
-            "steps": self._args.steps,
-            "sampler": self._args.sampler,
-            "seeds": [picture_seed(self._args.seed, pair.triple.composite.stem) for pair in batch],
-        }
-        if (
-            len(self.methods) == 1 or self._engine.harmony_vae is not None
-        ):  # with a Harmony-VAE the endings decode by different VAEs
-            finished = {
-                ending: self._engine(composite, mask, ending=ending, refine=refine, **options).refined
-                for ending in self.methods
-            }
+        self._engine = pipeline.DiffHarmony.from_checkpoint(weights, device=find_device("auto"), dtype=args.dtype)
+        methods = dict.fromkeys(args.methods or self._possible())
+        self.about = f"checkpoint {weights.name}"
+        if set(methods) == {"colors"}:
+            _refuse_unused(args, ("ending", "resolution", "steps"), "the method colors has no use for it")
         else:
-            decoded = self._engine.decode(self._engine.harmonize_latents(composite, mask, **options)).to(
-                composite.device
-            )
-            finished = {
-                ending: self._engine.finish(decoded, composite, mask, ending=ending, refine=refine)
-                for ending in self.methods
+            resolution, steps = args.resolution or weights.resolution, args.steps or weights.steps
+            self.about += f", resolution {resolution}, {steps} steps"
+        self._endings = self._chosen_endings(args.ending)
+        self._rows = {
+            method: ["colors"] if method == "colors" else [f"{method}+{ending}" for ending in self._endings]
+            for method in methods
+        }
+        self.methods = [row for rows in self._rows.values() for row in rows]
+        self._options = {"resolution": args.resolution, "steps": args.steps}
+        for method in methods:  # what one small picture shows need not fail on each of thousands
+            trial = torch.full((1, 3, 64, 64), 0.5)
+            self._run(method, trial, torch.ones(1, 1, 64, 64), resolution=64, steps=1)
+
+    def results(self, pair: Pair) -> Iterator[tuple[str, torch.Tensor | Exception]]:
+        """(row of the tables, picture or what went wrong)."""
+        seed = picture_seed(0, pair.triple.composite.stem)
+        for method, rows in self._rows.items():
+            try:
+                results = self._run(method, pair.composite, pair.mask, seeds=[seed], **self._options)
+            except Exception as error:
+                failure = error
+                if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+                    failure = InputError(
+                        f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16"
+                    )
+                results = dict.fromkeys(rows, failure)
+            yield from results.items()
+
+    def _run(self, method: str, composite: torch.Tensor, mask: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
+        """The results of one method by the rows' names. options: of `DiffHarmony.harmonize_latents`."""
+        engine = self._engine
+        if method == "colors":
+            return {"colors": engine(composite, mask, method="colors").refined}
+        if len(self._endings) == 1 or engine.harmony_vae is not None:
+            # With a Harmony-VAE the endings decode by different VAEs, and so start from different latents.
+            return {
+                f"{method}+{ending}": engine(composite, mask, method=method, ending=ending, **options).refined
+                for ending in self._endings
             }
+        start = composite if method == "diffusion" else engine(composite, mask, method="colors").refined
+        decoded = engine.decode(engine.harmonize_latents(start, mask, **options)).to(start.device)
+        return {f"{method}+{ending}": engine.finish(decoded, start, mask, ending=ending) for ending in self._endings}
+
+    def _possible(self) -> list[str]:
+        """The methods that the checkpoint has parts for; where it has none, one whose parts will be missed."""
+        colors, stages = self._engine.color_regressor is not None, self._engine.unet is not None
         return [
-            {ending: result[index : index + 1] for ending, result in finished.items()} for index in range(len(batch))
+            method for method, possible in zip(METHODS, (colors, colors and stages, stages or not colors)) if possible
         ]
 
-    def _inputs(self, batch: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Composites and masks as the engine gets them: at 256×256 as they are scored, or as they are in the files."""
-        if not self._args.native_size:
-            return torch.cat([pair.composite for pair in batch]), torch.cat([pair.mask for pair in batch])
-        triple = batch[0].triple
-        return images.read_image(triple.composite).pixels, images.read_mask(triple.mask)
+    def _chosen_endings(self, wanted: str | None) -> tuple[str, ...]:
+        if self._engine.refiner is None and wanted in ("paper", "both"):
+            raise InputError(
+                f"{self._engine.name} has no refiner, which --ending {wanted} needs; give --ending transfer, or"
+                " train one with `train-refiner`"
+            )
+        if wanted is None:
+            return ENDINGS[:1] if self._engine.refiner is None else ENDINGS
+        return ENDINGS if wanted == "both" else (wanted,)
 
 
 def _some(names: Sequence[str], separator: str = "; ") -> str:

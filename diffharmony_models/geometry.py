@@ -5,6 +5,7 @@ No function changes its arguments.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,12 @@ def inference_size(height: int, width: int, resolution: int, shape: str = "keep"
         return resolution, resolution
     if shape == "keep":
         scale = resolution / math.sqrt(height * width)
-        return tuple(max(SIDE, round(side * scale / SIDE) * SIDE) for side in (height, width))
+        high, wide = (max(SIDE, round(side * scale / SIDE) * SIDE) for side in (height, width))
+        return high, wide
     raise InputError(f'Unknown shape "{shape}"; expected "keep" or "square".')
 
 
-def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """[B, C, H, W] to [B, C, *size], bilinear, antialiased when shrinking. The same size comes back untouched."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
@@ -91,7 +93,8 @@ def match(composite: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, to
         mask = mask.expand(composite.shape[0], -1, -1, -1)
     if composite.shape[0] != mask.shape[0]:
         raise InputError(
-            f"{composite.shape[0]} images came with {mask.shape[0]} masks; give one mask for all, or one for each image."
+            f"{composite.shape[0]} images came with {mask.shape[0]} masks; "
+            "give one mask for all, or one for each image."
         )
     return composite, mask
 
@@ -139,8 +142,8 @@ def paste(harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor,
     composite, mask = match(composite, mask)
     if harmonized.shape != composite.shape:
         raise InputError(
-            f"The harmonized image must have the composite's shape. {list(harmonized.shape)} != {list(composite.shape)}. "
-            "Resize it first."
+            "The harmonized image must have the composite's shape. "
+            f"{list(harmonized.shape)} != {list(composite.shape)}. Resize it first."
         )
     mask = mask.to(composite.dtype)
     matte = feathered(mask, feather)

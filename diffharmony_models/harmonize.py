@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from . import geometry, images, recolor
 from .errors import InputError, disk_full, printable, reason
 from .numbers import real, whole
+
+if TYPE_CHECKING:
+    from .pipeline import DiffHarmony, Result
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +118,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-size",
         metavar="S",
         type=output_size,
-        help="size of the result: its longer side in pixels, proportions kept, or WIDTHxHEIGHT (default: the composite's)",
+        help="size of the result: its longer side in pixels, proportions kept, or WIDTHxHEIGHT "
+        "(default: the composite's)",
     )
     parser.add_argument(
         "--steps", metavar="N", type=steps, default=0, help="sampling steps (default: the checkpoint's own)"
@@ -135,7 +140,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paper",
         action="store_true",
-        help="end as the paper does: the decoded image, scaled down and refined. Default: the original's pixels with the new colours",
+        help="end as the paper does: the decoded image, scaled down and refined. "
+        "Default: the original's pixels with the new colours",
     )
     parser.add_argument("--no-refine", action="store_true", help="with --paper: leave the refiner out")
     parser.add_argument(
@@ -222,7 +228,10 @@ def single(args: argparse.Namespace) -> Job:
 
 
 def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
-    """The jobs of a folder, sorted by name, and (name, reason) of the composites that cannot be one. ValueError for unusable folders."""
+    """The jobs of a folder, sorted by name, and (name, reason) of the composites that cannot be one.
+
+    ValueError for unusable folders.
+    """
     if not args.mask.is_dir():
         raise InputError(f"{args.composite} is a folder but {args.mask} is none; give a folder of masks")
     outputs = [args.out] if args.compare is None else [args.out, args.compare]
@@ -238,13 +247,15 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
     composites = list(_pictures(args.composite))
     if not composites:
         raise InputError(f"{args.composite} holds no picture; expected {', '.join(images.READABLE)} directly in it")
-    jobs, failures, taken = [], [], {}
+    jobs: list[Job] = []
+    failures: list[tuple[str, str]] = []
+    taken: dict[Path, str] = {}
     for composite in composites:
         stem = composite.stem
         found = masks.get(stem) or masks.get(stem.rpartition("_")[0], [])
         out = args.out / (composite.name if composite.suffix.lower() in images.WRITABLE else f"{stem}.png")
         sheet = None if args.compare is None else args.compare / f"{stem}.png"
-        other = taken.get(out) or taken.get(sheet)
+        other = taken.get(out) or (taken.get(sheet) if sheet else None)
         if len(found) != 1:
             names = ", ".join(path.name for path in found)
             what = (
@@ -262,7 +273,7 @@ def pairs(args: argparse.Namespace) -> tuple[list[Job], list[tuple[str, str]]]:
 
 
 def picture_seed(number: int, name: str) -> int:
-    """The seed of one picture's noise: a hash of the command's `--seed` and the picture's file name without its extension.
+    """The seed of one picture's noise: a hash of `--seed` and the picture's file name without its extension.
 
     So every picture of a folder has noise of its own, and the same noise alone, in any folder and in any order.
     """
@@ -270,8 +281,11 @@ def picture_seed(number: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
 
 
-def _harmonize(job: Job, args: argparse.Namespace, engine) -> None:
-    """Reads, harmonizes and writes one picture. engine: returns the DiffHarmony; called only once the input has proven good."""
+def _harmonize(job: Job, args: argparse.Namespace, engine: Callable[[], "DiffHarmony"]) -> None:
+    """Reads, harmonizes and writes one picture.
+
+    engine: returns the DiffHarmony; called only once the input has proven good.
+    """
     picture, mask = read_pair(job)
     size = picture.size if args.output_size is None else args.output_size(*picture.size)
     for path in (job.out, job.sheet):
@@ -301,7 +315,10 @@ def _harmonize(job: Job, args: argparse.Namespace, engine) -> None:
 
 
 def read_pair(job: Job) -> tuple[images.Picture, torch.Tensor]:
-    """Composite and mask of one picture. ValueError where their sizes differ or the composite is too long for its height."""
+    """Composite and mask of one picture.
+
+    ValueError where their sizes differ or the composite is too long for its height.
+    """
     picture, mask = images.read_image(job.composite), images.read_mask(job.mask)
     height, width = picture.size
     if mask.shape[-2:] != picture.pixels.shape[-2:]:
@@ -320,9 +337,9 @@ def sheet(
     refined: torch.Tensor,
     args: argparse.Namespace,
     title: str,
-):
-    """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one, whose size is
-    that of stage 1, is shown in the composite's proportions."""
+) -> torch.Tensor:
+    """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one,
+    whose size is that of stage 1, is shown in the composite's proportions."""
     height, width = composite.shape[-2:]
     panels = [("composite", composite), ("mask", mask)]
     if harmonized is refined:  # by colours alone: there is nothing between the composite and the result
@@ -339,15 +356,21 @@ def sheet(
 
 
 def _run_engine(
-    engine, picture: images.Picture, mask: torch.Tensor, size: tuple[int, int], job: Job, args: argparse.Namespace
-):
+    engine: "DiffHarmony",
+    picture: images.Picture,
+    mask: torch.Tensor,
+    size: tuple[int, int],
+    job: Job,
+    args: argparse.Namespace,
+) -> "Result":
     height, width = picture.size
     wanted = args.resolution or engine.resolution
     inference = geometry.inference_size(height, width, wanted, args.shape)
     method = args.method or engine.default_method
     if method != "colors" and inference[0] * inference[1] > 4 * wanted**2:
         raise InputError(
-            f"{job.composite} is {width}x{height}, too long and thin; crop it around the foreground, or use --shape square"
+            f"{job.composite} is {width}x{height}, too long and thin; "
+            "crop it around the foreground, or use --shape square"
         )
     name = printable(job.composite.name)
     try:
@@ -372,7 +395,8 @@ def _run_engine(
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         raise InputError(
-            f"{job.composite} needs more memory than there is at {inference[1]}x{inference[0]}; give a smaller --resolution or --dtype bfloat16"
+            f"{job.composite} needs more memory than there is at {inference[1]}x{inference[0]}; "
+            "give a smaller --resolution or --dtype bfloat16"
         ) from error
 
 
@@ -381,7 +405,7 @@ def _show(bar: tqdm, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _load(args: argparse.Namespace, device: torch.device):
+def _load(args: argparse.Namespace, device: torch.device) -> "DiffHarmony":
     from . import checkpoint, pipeline  # diffusers comes with it, and takes seconds: bad pictures are told before
 
     weights = checkpoint.read(args.checkpoint or checkpoint.bundled())
@@ -413,7 +437,7 @@ def dtype(text: str) -> torch.dtype:
     return DTYPES[text.lower()]
 
 
-def output_size(text: str):
+def output_size(text: str) -> Callable[[int, int], tuple[int, int]]:
     """What `--output-size` says, as a function of the composite's height and width that gives those of the result."""
     found = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text)
     if not found or not all(0 < int(side) <= 65500 for side in found.groups() if side is not None):
@@ -423,9 +447,12 @@ def output_size(text: str):
     first, second = found.groups()
     if second is not None:
         return lambda height, width: (int(second), int(first))
-    return lambda height, width: tuple(
-        max(1, round(side * int(first) / max(height, width))) for side in (height, width)
-    )
+
+    def proportional(height: int, width: int) -> tuple[int, int]:
+        longer = max(height, width)
+        return max(1, round(height * int(first) / longer)), max(1, round(width * int(first) / longer))
+
+    return proportional
 
 
 steps = whole(1, 1000)

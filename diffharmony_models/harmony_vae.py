@@ -4,7 +4,10 @@ A second encoder looks at the composite and its mask; what it sees at each resol
 that start at zero, to what the decoder has there. Plain torch, state-dict names of the published weights.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -70,7 +73,7 @@ class HarmonyVAE(nn.Module):
     dictionary of the published config.json.
     """
 
-    def __init__(self, **config):
+    def __init__(self, **config: Any) -> None:
         super().__init__()
         unknown = set(config) - set(_DEFAULTS)
         if unknown:
@@ -112,7 +115,7 @@ class HarmonyVAE(nn.Module):
         return cls._build(config)
 
     @classmethod
-    def from_vae(cls, vae) -> "HarmonyVAE":
+    def from_vae(cls, vae: nn.Module) -> "HarmonyVAE":
         """Starts from a plain VAE (diffusers' AutoencoderKL): its encoder and decoder, the encoder once more for the
         condition, and every way from the condition into the decoder at zero. Until trained it decodes as `vae` does."""
         model = cls._build(dict(vae.config))
@@ -177,7 +180,7 @@ class _Encoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config["latent_channels"], 3, padding=1)
 
-    def features(self, x: torch.Tensor):
+    def features(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yields conv_in's output as it is given and then what each layer on the way down makes of it."""
         yield x
         for block in self.down_blocks:
@@ -189,9 +192,8 @@ class _Encoder(nn.Module):
         return self.conv_out(silu(self.conv_norm_out(x)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        for x in self.features(self.conv_in(image)):
-            pass
-        return self.head(self.mid_block(x))
+        last = deque(self.features(self.conv_in(image)), maxlen=1).pop()  # the others are freed on the way
+        return self.head(self.mid_block(last))
 
 
 class _ConditionalEncoder(_Encoder):
@@ -210,7 +212,9 @@ class _ConditionalEncoder(_Encoder):
         )
         self.mid_block_skip_conv = nn.Conv2d(widths[-1], widths[-1], 1)
 
-    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    def forward(  # type: ignore[override]
+        self, image: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
         skips = []
         for project, x in zip(self.down_block_skip_convs, self.features(self.conv_in(image) + self.add_conv_in(mask))):
             skips.append(project(x))

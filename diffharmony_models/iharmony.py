@@ -8,6 +8,7 @@ Layout (REFERENCE: the published data set)::
     ROOT/<subset>/real_images/<img>.jpg
 """
 
+import json
 import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from .errors import InputError
 
 COMPOSITES, MASKS, REALS = "composite_images", "masks", "real_images"
+MANIFEST = "manifest.jsonl"  # of a set made by `make-composites`
 # In the order in which they are looked for; the published data has JPEG pictures and PNG masks.
 PICTURE_EXTENSIONS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
 MASK_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
@@ -34,20 +36,23 @@ def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]
 
     Args:
         root: folder of the data set.
-        list_file: the list: a path from `root` (`IHD_test.txt`) or, where `root` has none, any path. Empty lines are passed over.
+        list_file: the list: a path from `root` (`IHD_test.txt`) or, where `root` has none, any path. Empty lines are
+            passed over.
 
     Returns:
-        One `Triple` a line. The files themselves need not exist: whoever opens them reports them. Where a mask or a real picture
-        exists under another extension than the published one (a real picture saved as PNG), that file is named.
+        One `Triple` a line. The files themselves need not exist: whoever opens them reports them. Where a mask or a
+        real picture exists under another extension than the published one (a real picture saved as PNG), that file is
+        named.
 
     Raises:
-        ValueError: no such folder or list, a list that is no text or that names nothing, a line that is no path of the layout above
-            (list and line number are named).
+        ValueError: no such folder or list, a list that is no text or that names nothing, a line that is no path of the
+            layout above (list and line number are named).
     """
     root = Path(root)
     if not root.is_dir():
         raise InputError(
-            f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it and a list like IHD_test.txt"
+            f"No data set folder {root}: expected a folder with {COMPOSITES} somewhere below it "
+            "and a list like IHD_test.txt"
         )
     path = _find_list(root, Path(list_file))
     try:
@@ -61,9 +66,34 @@ def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]
     ]
     if not triples:
         raise InputError(
-            f"The list {path} names no picture: expected one composite path a line, like HCOCO/{COMPOSITES}/c100_1_1.jpg"
+            f"The list {path} names no picture: expected one composite path a line, "
+            f"like HCOCO/{COMPOSITES}/c100_1_1.jpg"
         )
     return triples
+
+
+def local_light(root: str | os.PathLike) -> dict[str, bool]:
+    """Whether light varies over the foreground, for each composite (a path from `root`) of which the manifest tells.
+
+    Empty where there is no manifest, or one that does not say. InputError for a manifest that is not one JSON object a
+    line.
+    """
+    path = Path(root) / MANIFEST
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not JSON ({error}); make the data set again") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: expected a JSON object; make the data set again")
+        if isinstance(row.get("local"), bool) and isinstance(row.get("composite"), str):
+            found[row["composite"]] = row["local"]
+    return found
 
 
 def _find_list(root: Path, list_file: Path) -> Path:

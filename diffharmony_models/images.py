@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -203,7 +204,8 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(
-            f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; give another place"
+            f"{path}: cannot write there, {folder} is {'write-protected' if folder.is_dir() else 'a file'}; "
+            "give another place"
         )
     if size is not None and size[0] * size[1] > MAX_PIXELS:
         raise InputError(
@@ -211,7 +213,8 @@ def check_output(path: str | os.PathLike, size: tuple[int, int] | None = None) -
         )
     if size is not None and max(size) > LARGEST_SIDE[kind]:
         raise InputError(
-            f"{path}: {size[1]}x{size[0]} is too large for {kind}, whose sides hold {LARGEST_SIDE[kind]} pixels at most; write a .png"
+            f"{path}: {size[1]}x{size[0]} is too large for {kind}, whose sides hold {LARGEST_SIDE[kind]} pixels "
+            "at most; write a .png"
         )
     return kind
 
@@ -221,14 +224,15 @@ def write_image(
 ) -> None:
     """Writes an image [1, 3, H, W] or [3, H, W] in [0, 1], 8 bits a channel, in the format that the extension names.
 
-    JPEG at quality 95 without chroma subsampling; PNG and WebP without loss. `alpha` ([1, 1, H, W] in [0, 1]) is kept in PNG and
-    WebP; JPEG has none. The file appears whole or not at all. ValueError for NaN, bad shapes and what `check_output` refuses.
+    JPEG at quality 95 without chroma subsampling; PNG and WebP without loss. `alpha` ([1, 1, H, W] in [0, 1]) is kept
+    in PNG and WebP; JPEG has none. The file appears whole or not at all. ValueError for NaN, bad shapes and what
+    `check_output` refuses.
     """
     kind = check_output(path, tuple(image.shape[-2:]))
     pixels = to_bytes(image)
     if alpha is not None and kind in ALPHA_FORMATS:
         pixels = np.concatenate([pixels, to_bytes(alpha)], axis=2)
-    options = {
+    options: dict[str, Any] = {
         "PNG": {"compress_level": 4},
         "JPEG": {"quality": 95, "subsampling": 0},
         "WEBP": {
@@ -245,7 +249,7 @@ def write_image(
     write_bytes(path, encoded.getbuffer())
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     """Writes a file beside its place and moves it there once it is whole. On any failure nothing of it stays.
 
     OSError says which file could not be written and why (no room, no permission, …).
@@ -269,7 +273,10 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def to_bytes(image: torch.Tensor) -> np.ndarray:
-    """[1, C, H, W] or [C, H, W] in [0, 1] as uint8 [H, W, C], rounded to nearest. ValueError for NaN and for batches."""
+    """[1, C, H, W] or [C, H, W] in [0, 1] as uint8 [H, W, C], rounded to nearest.
+
+    ValueError for NaN and for batches.
+    """
     if image.dim() == 4 and image.shape[0] == 1:
         image = image[0]
     if image.dim() != 3 or image.shape[0] not in (1, 3):
@@ -288,8 +295,9 @@ def comparison_sheet(
 ) -> torch.Tensor:
     """One sheet of labelled pictures: float32 [1, 3, H, W] in [0, 1], for `write_image`.
 
-    rows: for each row, (label, image) with images [1, 3 or 1, h, w] in [0, 1]; one channel (a mask) is shown grey. Every picture is
-    scaled to fit `side` pixels, so that different sizes of the same picture stand beside each other at one scale.
+    rows: for each row, (label, image) with images [1, 3 or 1, h, w] in [0, 1]; one channel (a mask) is shown grey.
+    Every picture is scaled to fit `side` pixels, so that different sizes of the same picture stand beside each other at
+    one scale.
     """
     margin, font = 8, ImageFont.load_default(size=16)
     caption = 26
@@ -414,7 +422,7 @@ def _channels(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, I
 
 def _matte(decoded: _Decoded) -> Image.Image:
     """Mode L: the alpha channel where it says anything, else a pixel's brightest channel."""
-    if decoded.alpha is not None and decoded.alpha.getextrema()[0] < 255:
+    if decoded.alpha is not None and np.asarray(decoded.alpha).min() < 255:
         return decoded.alpha
     red, green, blue = decoded.colors.split()
     return ImageChops.lighter(ImageChops.lighter(red, green), blue)
@@ -426,10 +434,15 @@ def _high_depth(image: Image.Image, path: str | os.PathLike) -> torch.Tensor:
     highest = 1 if image.mode == "F" else 65535
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > highest:
         raise InputError(
-            f"{path} holds values from {values.min():g} to {values.max():g}; a picture of mode {image.mode} must keep to 0..{highest};"
-            " save it with 8 or 16 bits a channel"
+            f"{path} holds values from {values.min():g} to {values.max():g}; "
+            f"a picture of mode {image.mode} must keep to 0..{highest}; save it with 8 or 16 bits a channel"
         )
     return torch.from_numpy(values / highest)[None, None]
+
+
+def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile | io.BytesIO) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return cast(Image.Image, converted)  # None only where it is done in place
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -438,13 +451,9 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return image.convert("RGB")
     try:
         if image.mode == "LAB":
-            return ImageCms.profileToProfile(
-                image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
+            return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
         if profile is not None and (image.mode, _profile_space(profile)) in (("CMYK", b"CMYK"), ("L", b"GRAY")):
-            return ImageCms.profileToProfile(
-                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
+            return _converted(image, io.BytesIO(profile))
     except (ImageCms.PyCMSError, OSError) as error:
         logger.warning("the picture's colour profile cannot be used (%s); it is read without it", error)
     return image.convert("RGB")
@@ -486,7 +495,7 @@ def _fit(image: torch.Tensor, side: int) -> Image.Image:
     return picture.resize([max(1, round(length * scale)) for length in picture.size], Image.Resampling.LANCZOS)
 
 
-def _shorten(text: str, font: ImageFont.ImageFont, width: int) -> str:
+def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     """The text as one line, with its end cut off where it does not fit the width."""
     text = printable(text).replace("\n", " ")
     if font.getlength(text) <= width:

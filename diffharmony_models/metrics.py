@@ -1,7 +1,8 @@
 """How far a harmonized picture is from the real one: PSNR, MSE, fMSE, SSIM and SSIM of the foreground.
 
-All functions take pictures as BCHW tensors in 0–255 and give one float64 value a picture, of shape [B]. They measure what they are
-given: resizing to 256×256, rounding to 8 bit and putting the foreground on the real background are the evaluation's business.
+All functions take pictures as BCHW tensors in 0–255 and give one float64 value a picture, of shape [B]. They measure
+what they are given: resizing to 256×256, rounding to 8 bit and putting the foreground on the real background are the
+evaluation's business.
 """
 
 import math
@@ -103,9 +104,9 @@ def fssim(image: torch.Tensor, real: torch.Tensor, mask: torch.Tensor) -> torch.
 def ssim_map(image: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Structural similarity of Wang et al. 2004 at each pixel and channel.
 
-    The window is the paper's Gaussian (11×11, sigma 1.5) with population covariances; the pictures are mirrored at their edges.
-    scikit-image gives the same for ``structural_similarity(..., channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, full=True)``.
+    The window is the paper's Gaussian (11×11, sigma 1.5) with population covariances; the pictures are mirrored at
+    their edges. scikit-image gives the same for ``structural_similarity(..., channel_axis=-1, data_range=255,
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)``.
 
     Args:
         image, real: BCHW, 0–255, of one shape, sides of 11 or more.
@@ -143,7 +144,8 @@ def mean_ssim(similarity: torch.Tensor) -> torch.Tensor:
 def foreground_ssim(similarity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """A `ssim_map` averaged as `fssim` does it: BCHW and B1HW to [B].
 
-    Pixels nearer to the picture's edge than the window's radius count too, so that a foreground at the edge has a value.
+    Pixels nearer to the picture's edge than the window's radius count too, so that a foreground at the edge has a
+    value.
     """
     mask = _check_mask(mask, similarity)
     return (similarity.mean(dim=1, keepdim=True) * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))

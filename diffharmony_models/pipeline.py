@@ -1,13 +1,15 @@
-"""The whole flow on diffusers: composite + mask -> latents -> decoded image -> harmonized picture, background untouched.
+"""The whole flow on diffusers: composite + mask -> latents -> decoded image -> picture, background untouched.
 
-The method is DiffHarmony's (arXiv 2404.06139). Images are float32 [B, 3, H, W] in [0, 1], masks [B, 1, H, W] in [0, 1], 1 =
-foreground; [-1, 1] exists only right before a VAE. Latents are float32 [B, 4, h, w], scaled (by 0.18215 for SD 1.5).
+The method is DiffHarmony's (arXiv 2404.06139). Images are float32 [B, 3, H, W] in [0, 1], masks [B, 1, H, W] in [0, 1],
+1 = foreground; [-1, 1] exists only right before a VAE. Latents are float32 [B, 4, h, w], scaled (by 0.18215 for SD
+1.5).
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -75,8 +77,9 @@ class DiffHarmony:
     """The parts of a checkpoint, and the flow through them. Parts may be missing; what needs one says so.
 
     unet: diffusers UNet2DConditionModel with 9 input channels. vae: AutoencoderKL. refiner: `Refiner`. harmony_vae:
-    `HarmonyVAE`. color_regressor: `ColorRegressor`. null_text: [tokens, width]. All parts on one device. prediction_type: what the UNet predicts,
-    of `sampling.PREDICTIONS`. resolution, in pixels, and steps: the checkpoint's own, taken where a call says 0.
+    `HarmonyVAE`. color_regressor: `ColorRegressor`. null_text: [tokens, width]. All parts on one device.
+    prediction_type: what the UNet predicts, of `sampling.PREDICTIONS`. resolution, in pixels, and steps: the
+    checkpoint's own, taken where a call says 0.
     """
 
     def __init__(
@@ -251,12 +254,12 @@ class DiffHarmony:
         """Harmonizes composites. Arguments as for `harmonize_latents`, and:
 
         method: "colors", the colour regressor alone, at the output size; "diffusion", the paper's stages; "both", the
-        stages on what the regressor has made of the composite; None: `default_method`. amounts: how much of the change is
-        made.
-        output_size: (height, width) of the result, to which composite and mask are resized first; None: the
-        composite's own. ending: "transfer" carries the colours to the composite's own pixels; "paper" scales the decoded
-        image to the output size and refines it there. refine: run the refiner, for "paper"; "transfer" reads the colours,
-        and how noisy they are, from the decoded image itself.
+        stages on what the regressor has made of the composite; None: `default_method`. amounts: how much of the change
+        is made.
+        output_size: (height, width) of the result, to which composite and mask are resized first; None: the composite's
+        own. ending: "transfer" carries the colours to the composite's own pixels; "paper" scales the decoded image to
+        the output size and refines it there. refine: run the refiner, for "paper"; "transfer" reads the colours, and
+        how noisy they are, from the decoded image itself.
         feather: pixels by which a hard mask's edge is softened inwards. harmony_vae: encode and decode by the
         Harmony-VAE (one more draw, the last); None: "transfer" does where there is one, "paper" only where there is no
         other VAE, for its figures are the plain one's. progress: called with (done, steps + 3).
@@ -283,7 +286,7 @@ class DiffHarmony:
         report = _Report(progress, steps + 3)
         target = original = geometry.resize(composite.float(), output_size or composite.shape[-2:])
         if method == "both":
-            composite, change = recolor.harmonize(self.color_regressor, composite.float(), mask)
+            composite, change = recolor.harmonize(self._need("color_regressor"), composite.float(), mask)
             target = recolor.apply(target, geometry.resize(mask.float(), target.shape[-2:]), change)
         result = Result(geometry.resize(composite.float(), size).clone(), original.clone())
         if not keep:
@@ -319,7 +322,7 @@ class DiffHarmony:
     ) -> Result:
         """The method "colors": both of the result's pictures are the same."""
         composite, mask = geometry.match(composite, mask)
-        change = recolor.predict(self.color_regressor, composite.float(), mask)
+        change = recolor.predict(self._need("color_regressor"), composite.float(), mask)
         target = geometry.resize(composite.float(), output_size or composite.shape[-2:])
         shown = geometry.resize(mask.float(), target.shape[-2:]) * (~geometry.is_empty(mask))[:, None, None, None]
         refined = recolor.apply(target, shown, change, amounts, feather)
@@ -414,7 +417,7 @@ class DiffHarmony:
         harmonized = geometry.resize(harmonized, composite.shape[-2:])
         if refine:
             inputs = (tensor.to(self.device) for tensor in (harmonized, composite, mask))
-            harmonized = refine_image(self.refiner, *inputs).to(composite.device)
+            harmonized = refine_image(self._need("refiner"), *inputs).to(composite.device)
             self._finite(harmonized, "refined image")
         return geometry.paste(harmonized, composite, mask, feather)
 
@@ -425,12 +428,15 @@ class DiffHarmony:
             self._need("refiner")
 
     def _size(self, composite: torch.Tensor, resolution: int, shape: str) -> tuple[int, int]:
-        return geometry.inference_size(*composite.shape[-2:], resolution or self.resolution, shape)
+        height, width = composite.shape[-2:]
+        return geometry.inference_size(height, width, resolution or self.resolution, shape)
 
     def _factor(self, harmony_vae: bool) -> int:
-        return self.harmony_vae.factor if harmony_vae else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if harmony_vae:
+            return self._need("harmony_vae").factor
+        return 2 ** (len(self._need("vae").config.block_out_channels) - 1)
 
-    def _need(self, part: str):
+    def _need(self, part: str) -> Any:
         value = getattr(self, part)
         if value is None:
             name, how = _HOW[part]
@@ -443,8 +449,9 @@ class DiffHarmony:
                 str(next(p.parameters()).dtype).removeprefix("torch.") for p in (self.unet, self.vae) if p is not None
             }
             raise InputError(
-                f"The {what} made by {self.name} in {'/'.join(sorted(dtypes))} holds NaN or infinite values. Either the "
-                "weights are broken (get them anew) or the dtype is too narrow for them (use dtype float32, `--dtype float32`)."
+                f"The {what} made by {self.name} in {'/'.join(sorted(dtypes))} holds NaN or infinite values. "
+                "Either the weights are broken (get them anew) or the dtype is too narrow for them "
+                "(use dtype float32, `--dtype float32`)."
             )
 
 

@@ -4,6 +4,8 @@ Plain torch. State-dict names are those of diffusers' `UNet2DModel` without the 
 weights load strictly.
 """
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 
@@ -30,10 +32,10 @@ class Refiner(nn.Module):
     """Residual UNet: clamp(first three input channels + unet(input), -1, 1).
 
     in_channels: 7 (harmonized, mask, composite), 4 (harmonized, mask) or 3 (harmonized). block_out_channels: one width
-    a level, multiples of norm_num_groups. layers_per_block: residual blocks a level on the way down (one more going up).
-    attention_head_dim: width of one head of the middle block's attention; None = a single head as wide as the block.
-    downsample_padding: 0 pads right and bottom by 1, as published; 1 pads all round.
-    `.config` is the dictionary of the published config.json.
+    a level, multiples of norm_num_groups. layers_per_block: residual blocks a level on the way down (one more going
+    up). attention_head_dim: width of one head of the middle block's attention; None = a single head as wide as the
+    block. downsample_padding: 0 pads right and bottom by 1, as published; 1 pads all round. `.config` is the dictionary
+    of the published config.json.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Refiner(nn.Module):
         if attention_head_dim is not None and widths[-1] % attention_head_dim:
             raise InputError(f"attention_head_dim {attention_head_dim} must divide the last width, {widths[-1]}.")
         levels = len(widths)
-        self.config = {
+        self.config: dict[str, Any] = {
             "_class_name": "UNet2DCustom",
             "act_fn": "silu",
             "add_attention": True,

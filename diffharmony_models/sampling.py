@@ -1,6 +1,7 @@
 """The noise of a run and the samplers: Euler and Euler ancestral (Karras et al. 2022, arXiv 2206.00364; k-diffusion).
 
-Everything here is float32, whatever the UNet computes in. x is a noisy latent with noise level sigma: x = x0 + sigma * n.
+Everything here is float32, whatever the UNet computes in. x is a noisy latent with noise level sigma:
+x = x0 + sigma * n.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,9 +31,9 @@ class Noise:
 class Draws:
     """Standard normal numbers for the pictures `keep` of a batch, drawn in the order in which they are asked for.
 
-    At most one of: seeds, one for each picture of the batch (an int: the same for all), each with a generator of its own,
-    so that a picture's numbers do not depend on its batch; generator, drawn from for the whole batch at once; noise, the
-    numbers themselves. With none of them the seed is 0.
+    At most one of: seeds, one for each picture of the batch (an int: the same for all), each with a generator of its
+    own, so that a picture's numbers do not depend on its batch; generator, drawn from for the whole batch at once;
+    noise, the numbers themselves. With none of them the seed is 0.
     """
 
     def __init__(

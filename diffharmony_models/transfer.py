@@ -31,8 +31,8 @@ WIDER = 3  # the first level's windows, in radii
 GLOBAL_REGULARIZATION = 3e-4
 NOISE_TO_MATRIX = 16.0  # variance of the noise to ridge: a few independent samples a window, matrices differing by ~0.1
 PIXELS = 4.0  # that a window must count for its model to be believed by half
-# A small network's noise is the mark of errors that are no noise: patches of wrong light, contrast that its doubt has flattened. Squared,
-# because a faithful picture, whose noise is a tenth, must not lose its local light by them.
+# A small network's noise is the mark of errors that are no noise: patches of wrong light, contrast that its doubt has
+# flattened. Squared, because a faithful picture, whose noise is a tenth, must not lose its local light by them.
 NOISE_TO_PIXELS = 1e8  # squared variance of the noise to PIXELS
 NOISE_TO_POLYNOMIAL = 1e4  # squared variance of the noise to GLOBAL_REGULARIZATION
 EDGE_WEIGHT = 1e-3  # pixels at the mask's edge count only where there are no others
@@ -91,8 +91,10 @@ def transfer(
         if not (mask[one] > LEAST_MASK).any():
             continue
         size = fitting_size(harmonized.shape[-2:], composite.shape[-2:], fit_size)
-        small = (geometry.resize(image[one].float(), size).cpu() for image in (harmonized, composite, mask))
-        model = fit(*small, radius, regularization).to(composite.device)
+        small, small_composite, small_mask = (
+            geometry.resize(image[one].float(), size).cpu() for image in (harmonized, composite, mask)
+        )
+        model = fit(small, small_composite, small_mask, radius, regularization).to(composite.device)
         matte = geometry.feathered(mask[one], feather)
         _apply(model, harmonized[one], composite[one], matte, detail, result[one])
     return result
@@ -101,7 +103,8 @@ def transfer(
 def fitting_size(harmonized: tuple[int, int], composite: tuple[int, int], fit_size: int) -> tuple[int, int]:
     """(height, width) of the fit: the harmonized picture's, shorter side at most `fit_size`, within the composite's."""
     scale = min(1.0, fit_size / min(harmonized))
-    return tuple(max(1, min(round(side * scale), full)) for side, full in zip(harmonized, composite))
+    height, width = (max(1, min(round(side * scale), full)) for side, full in zip(harmonized, composite))
+    return height, width
 
 
 def fit(

@@ -19,8 +19,8 @@ class DiffHarmonyConditioning(io.ComfyNode):
             category="DiffHarmony",
             description=(
                 "Harmonizing with any sampler node instead of HarmonizeLatent: KSampler with cfg 1, denoise 1, "
-                "euler_ancestral, normal and the checkpoint's own steps (5 for the published one, 2 for the bundled) is "
-                "the published method."
+                "euler_ancestral, normal and the checkpoint's own steps (5 for the published one, 2 for the bundled) "
+                "is the published method."
             ),
             search_aliases=["image harmonization", "harmonize", "ksampler harmonization"],
             inputs=[
@@ -31,7 +31,8 @@ class DiffHarmonyConditioning(io.ComfyNode):
                 composite_input(),
                 io.Mask.Input(
                     "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
+                    "or proportions.",
                 ),
                 resolution_input(),
                 shape_input(),

@@ -1,4 +1,4 @@
-"""Decoding at the resolution of stage 1, above the one wanted, then scaling down: small detail survives the VAE that way."""
+"""Decoding at the resolution of stage 1, above the one wanted, then scaling down: so small detail survives the VAE."""
 
 import torch
 from comfy_api.latest import io
@@ -12,7 +12,7 @@ METHODS = ("bilinear", "lanczos", "area")
 
 class VAEDecodeHigherRes(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=NODE,
             display_name="VAE Decode (Higher Resolution)",
@@ -25,13 +25,15 @@ class VAEDecodeHigherRes(io.ComfyNode):
                 io.Image.Input(
                     "composite",
                     optional=True,
-                    tooltip="The result takes its size. Without it, and without width and height, the picture stays as it was decoded.",
+                    tooltip="The result takes its size. Without it, and without width and height, the picture stays as "
+                    "it was decoded.",
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default="bilinear",
-                    tooltip="How the picture is scaled. bilinear is the published one, antialiased; lanczos is sharper; area averages.",
+                    tooltip="How the picture is scaled. bilinear is the published one, antialiased; lanczos is "
+                    "sharper; area averages.",
                 ),
                 io.Int.Input(
                     "width",
@@ -52,18 +54,26 @@ class VAEDecodeHigherRes(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, samples, vae, method, composite=None, width=0, height=0) -> io.NodeOutput:
+    def execute(
+        cls,
+        samples: dict,
+        vae: "io.Vae.Type",
+        method: str,
+        composite: torch.Tensor | None = None,
+        width: int = 0,
+        height: int = 0,
+    ) -> io.NodeOutput:
         host.check_vae(vae, NODE)
         latents = inputs.latent(samples, "samples", NODE)
         wanted = None if composite is None else inputs.image(composite, "composite", NODE)
         if wanted is not None:
-            size = [side * geometry.LATENT for side in latents.shape[-2:]]
-            inputs.same_view(size, wanted, f"{NODE}: the decoded picture", "Wire the composite that was harmonized.")
+            found = (latents.shape[-2] * geometry.LATENT, latents.shape[-1] * geometry.LATENT)
+            inputs.same_view(found, wanted, f"{NODE}: the decoded picture", "Wire the composite that was harmonized.")
         picture = host.decode(vae, latents)
         if not torch.isfinite(picture).all():
             raise ValueError(
-                f"{NODE}: the decoded picture holds NaN. Either the LATENT does already, or the VAE's precision is too narrow: choose "
-                "weight_dtype fp32 in LoadDiffHarmony, or start ComfyUI with --fp32-vae."
+                f"{NODE}: the decoded picture holds NaN. Either the LATENT does already, or the VAE's precision is too "
+                "narrow: choose weight_dtype fp32 in LoadDiffHarmony, or start ComfyUI with --fp32-vae."
             )
         size = output_size((picture if wanted is None else wanted).shape[-2:], width, height)
         picture = geometry.resize(picture, size) if method == "bilinear" else host.scale(picture, size, method)
@@ -73,7 +83,7 @@ class VAEDecodeHigherRes(io.ComfyNode):
 def output_size(natural: tuple[int, int], width: int, height: int) -> tuple[int, int]:
     """(height, width) of the result: what is 0 follows the natural size, in proportion to the other."""
     if not width and not height:
-        return tuple(natural)
+        return natural[0], natural[1]
     return (
         height or max(1, round(natural[0] * width / natural[1])),
         width or max(1, round(natural[1] * height / natural[0])),

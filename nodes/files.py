@@ -1,8 +1,8 @@
 """The checkpoints that a folder of models offers, by name, and where a name leads.
 
-A name is the path below one of the folders, with "/": a .safetensors file, or a folder with a harmonizing UNet (a diffusers
-pipeline such as the published base/, or parts side by side). What lies beside a pipeline (refiner, Harmony-VAE) comes with
-it; the inverse model is not shown.
+A name is the path below one of the folders, with "/": a .safetensors file, or a folder with a harmonizing UNet (a
+diffusers pipeline such as the published base/, or parts side by side). What lies beside a pipeline (refiner,
+Harmony-VAE) comes with it; the inverse model is not shown.
 """
 
 import logging
@@ -37,14 +37,16 @@ def resolve(name: str, folders: list[str]) -> Path:
     where = " or ".join(folders)
     if not name or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
         raise InputError(
-            f'"{name}" leaves the folder of DiffHarmony\'s checkpoints. Put the checkpoint into {where} and choose it from the list.'
+            f'"{name}" leaves the folder of DiffHarmony\'s checkpoints. Put the checkpoint into {where} and choose it '
+            "from the list."
         )
     there = names(folders)
     for folder in folders if str(path) in there else ():
         if (Path(folder) / path).exists():
             return Path(folder) / path
     raise InputError(
-        f'There is no checkpoint "{name}". Put its file, or the unpacked zip of the published weights (github.com/nicecv/DiffHarmony), '
+        f'There is no checkpoint "{name}". Put its file, or the unpacked zip of the published weights '
+        "(github.com/nicecv/DiffHarmony), "
         f"into {where}, press R, and choose it. There is: {few(there)}."
     )
 
@@ -98,7 +100,9 @@ def _below(root: Path) -> list[str]:
             judged[real] = "unet" in map(_kind, listed(folder))
         return judged[real]
 
-    waiting, links, entered = deque([(root, "", _DEPTH)]), deque(), set()
+    waiting = deque([(root, "", _DEPTH)])
+    links: deque[tuple[Path, str, int]] = deque()
+    entered: set[str] = set()
     while waiting or links:
         folder, prefix, depth = (waiting or links).popleft()
         real = os.path.realpath(folder)

@@ -18,7 +18,8 @@ class HarmonizeLatent(io.ComfyNode):
             node_id=NODE,
             display_name="Harmonize Latent",
             category="DiffHarmony",
-            description="Gives a pasted foreground the light and colours of the picture it stands in. Decode with VAEDecodeHigherRes.",
+            description="Gives a pasted foreground the light and colours of the picture it stands in. Decode with "
+            "VAEDecodeHigherRes.",
             search_aliases=[
                 "image harmonization",
                 "harmonize",
@@ -38,7 +39,8 @@ class HarmonizeLatent(io.ComfyNode):
                 composite_input(),
                 io.Mask.Input(
                     "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
+                    "or proportions.",
                 ),
                 seed_input(),
                 io.Int.Input(
@@ -68,13 +70,15 @@ class HarmonizeLatent(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="The composite already as LATENT, straight from a sampler: it is used as it is, without encoding, at its own size (resolution and shape are then not asked).",
+                    tooltip="The composite already as LATENT, straight from a sampler: it is used as it is, without "
+                    "encoding, at its own size (resolution and shape are then not asked).",
                 ),
                 io.Boolean.Input(
                     "fixed_noise",
                     default=False,
                     optional=True,
-                    tooltip="On: every picture of the batch gets the same noise, which keeps the frames of a video alike. Off: picture n gets that of seed + n.",
+                    tooltip="On: every picture of the batch gets the same noise, which keeps the frames of a video "
+                    "alike. Off: picture n gets that of seed + n.",
                 ),
             ],
             outputs=[io.Latent.Output("LATENT", tooltip="For VAEDecodeHigherRes, or on into another SD 1.5 sampler.")],
@@ -104,25 +108,22 @@ class HarmonizeLatent(io.ComfyNode):
         mask = inputs.mask(mask, composite, NODE)
         size = inference_size(composite, resolution or host.resolution_of(null_text, model), shape)
         if latent is not None:
-            latent = composite_latent(latent, composite)
-            size = tuple(side * geometry.LATENT for side in latent.shape[-2:])
+            given = composite_latent(latent, composite)
+            size = latent_size(given)
 
         count = len(composite)
         seeds = [(seed if fixed_noise else seed + index) % 2**64 for index in range(count)]
         keep = (~geometry.is_empty(mask)).nonzero().flatten().tolist()
         draws = Draws(count, keep, seeds)
-        if latent is None:
-            posterior = host.encode(vae, geometry.resize(composite, size))
-            latent = posterior.mean
-        else:
-            posterior = None
+        posterior = None if latent is not None else host.encode(vae, geometry.resize(composite, size))
+        clean = given if posterior is None else posterior.mean
         if not keep:
-            return io.NodeOutput({"samples": latent.clone()}, ui=host.warn(NODE, inputs.doubts(mask)))
+            return io.NodeOutput({"samples": clean.clone()}, ui=host.warn(NODE, inputs.doubts(mask)))
 
         # The published order: start noise, posterior, one for each step.
-        noise = draws("initial", latent.shape[1:])
-        spread = draws("posterior", latent.shape[1:])
-        seen = latent[keep]
+        noise = draws("initial", clean.shape[1:])
+        spread = draws("posterior", clean.shape[1:])
+        seen = clean[keep]
         if posterior is not None:
             seen = seen + posterior.std[keep] * spread.to(seen)
         small, lost = small_mask(mask[keep], size)
@@ -134,10 +135,10 @@ class HarmonizeLatent(io.ComfyNode):
         )
         if not torch.isfinite(samples).all():
             raise ValueError(
-                f"{NODE}: the result holds NaN. The weights are broken, or their precision is too narrow: choose weight_dtype fp32 in "
-                "LoadDiffHarmony, and start ComfyUI with --fp32-vae where that is not enough."
+                f"{NODE}: the result holds NaN. The weights are broken, or their precision is too narrow: choose "
+                "weight_dtype fp32 in LoadDiffHarmony, and start ComfyUI with --fp32-vae where that is not enough."
             )
-        result = latent.to(samples, copy=True)
+        result = clean.to(samples, copy=True)
         result[keep] = samples
         return io.NodeOutput({"samples": result}, ui=ui)
 
@@ -159,7 +160,8 @@ def seed_input() -> io.Int.Input:
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
-        tooltip="Another seed gives a slightly different result. The noise is drawn on the CPU: the same on every machine.",
+        tooltip="Another seed gives a slightly different result. The noise is drawn on the CPU: the same on every "
+        "machine.",
     )
 
 
@@ -170,7 +172,8 @@ def resolution_input() -> io.Int.Input:
         min=0,
         max=8192,
         step=64,
-        tooltip="Where the model works: side in pixels of a square of the same area. 0: what the checkpoint was made for (1024 for the published one). Higher keeps more detail and takes longer.",
+        tooltip="Where the model works: side in pixels of a square of the same area. 0: what the checkpoint was made "
+        "for (1024 for the published one). Higher keeps more detail and takes longer.",
     )
 
 
@@ -179,19 +182,27 @@ def shape_input() -> io.Combo.Input:
         "shape",
         options=list(SHAPES),
         default="keep proportions",
-        tooltip="keep proportions: sides rounded to 64 pixels. square: squashed to resolution x resolution, as in the paper.",
+        tooltip="keep proportions: sides rounded to 64 pixels. square: squashed to resolution x resolution, as in the "
+        "paper.",
     )
 
 
 def inference_size(composite: torch.Tensor, resolution: int, shape: str) -> tuple[int, int]:
     """(height, width) at which stage 1 works. ValueError for settings and pictures that cannot be."""
-    height, width = geometry.inference_size(*composite.shape[-2:], resolution, SHAPES[shape])
+    size = composite.shape[-2:]
+    height, width = geometry.inference_size(size[0], size[1], resolution, SHAPES[shape])
     if height * width > 4 * resolution**2:
         raise ValueError(
-            f"The composite is {inputs.size(composite)}, too long and thin for resolution {resolution}. Crop it around the foreground, "
-            'or choose shape "square".'
+            f"The composite is {inputs.size(composite)}, too long and thin for resolution {resolution}. Crop it around "
+            'the foreground, or choose shape "square".'
         )
     return height, width
+
+
+def latent_size(samples: torch.Tensor) -> tuple[int, int]:
+    """(height, width) in pixels of what these latents decode to."""
+    height, width = samples.shape[-2:]
+    return height * geometry.LATENT, width * geometry.LATENT
 
 
 def composite_latent(latent: dict, composite: torch.Tensor) -> torch.Tensor:
@@ -201,10 +212,8 @@ def composite_latent(latent: dict, composite: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"{NODE}: {composite.shape[0]} composites came with {samples.shape[0]} latents. Give one for each."
         )
-    size = [side * geometry.LATENT for side in samples.shape[-2:]]
-    inputs.same_view(
-        size, composite, f"{NODE}: the latent", "Wire the LATENT that the composite was decoded from, or none."
-    )
+    advice = "Wire the LATENT that the composite was decoded from, or none."
+    inputs.same_view(latent_size(samples), composite, f"{NODE}: the latent", advice)
     return samples.float().expand(composite.shape[0], -1, -1, -1)
 
 

@@ -7,6 +7,8 @@ import copy
 import inspect
 import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import comfy.clip_model
 import comfy.diffusers_convert
@@ -71,20 +73,22 @@ class _Published(comfy.model_sampling.ModelSamplingDiscrete):
     are interpolated linearly; the timestep of a sigma is interpolated too, not rounded; the first noise is scaled by
     sigma, not by sqrt(1 + sigma²)."""
 
-    def __init__(self, model_config=None):
+    def __init__(self, model_config: object = None) -> None:
         super().__init__(model_config)
         self.set_sigmas(sampling.schedule(self.num_timesteps)[1][:-1].flip(0))
 
-    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor:
         return super().noise_scaling(sigma, noise, latent_image, False)
 
-    def timestep(self, sigma):
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         table = self.sigmas
         value = sigma.to(table).clamp(table[0], table[-1])
         low = (torch.searchsorted(table, value.reshape(-1), right=True) - 1).clamp(0, len(table) - 2).view(value.shape)
         return (low + (value - table[low]) / (table[low + 1] - table[low])).to(sigma.device)
 
-    def sigma(self, timestep):
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
         table = self.sigmas
         t = timestep.to(table).clamp(0, len(table) - 1)
         low = t.floor().long().clamp(max=len(table) - 2)
@@ -117,22 +121,29 @@ class _Config(comfy.supported_models.SD15):
         self.unet_config["num_heads"] = unet_config["num_heads"]  # the base class has set SD 1.5's
         self.prediction_type = prediction_type
 
-    def model_type(self, state_dict, prefix=""):
+    def model_type(self, state_dict: dict, prefix: str = "") -> comfy.model_base.ModelType:
         types = comfy.model_base.ModelType
         return types.V_PREDICTION if self.prediction_type == "v_prediction" else types.EPS
 
-    def get_model(self, state_dict, prefix="", device=None):
+    def get_model(
+        self, state_dict: dict, prefix: str = "", device: torch.device | None = None
+    ) -> comfy.model_base.BaseModel:
         model = _Network(self, model_type=self.model_type(state_dict, prefix), device=device)
         model.set_inpaint()
         return model
 
 
 class _Network(comfy.model_base.BaseModel):
-    """The host's inpainting network, which says in words what it cannot take: sampler nodes do not look at CONDITIONING."""
+    """The host's inpainting network, which says in words what it cannot take: sampler nodes do not look at
+    CONDITIONING.
+    """
 
-    ADVICE = "Wire positive and negative of DiffHarmonyConditioning, with the null_text of the LoadDiffHarmony that gave the MODEL."
+    ADVICE = (
+        "Wire positive and negative of DiffHarmonyConditioning, with the null_text of the LoadDiffHarmony that gave "
+        "the MODEL."
+    )
 
-    def extra_conds(self, **kwargs):
+    def extra_conds(self, **kwargs: Any) -> dict:
         found, wanted = kwargs.get("cross_attn"), self.model_config.unet_config["context_dim"]
         if found is not None and found.shape[-1] != wanted:
             raise ValueError(
@@ -174,9 +185,9 @@ def load_unet(
     return patcher
 
 
-def pair(model, vae, part: Part) -> None:
-    """Tells a MODEL of the VAE that it was trained with, and of the part this was made from: how its latents are scaled, what
-    they look like in previews, and how to know it again."""
+def pair(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE, part: Part) -> None:
+    """Tells a MODEL of the VAE that it was trained with, and of the part this was made from: how its latents are
+    scaled, what they look like in previews, and how to know it again."""
     scale, width = part.config.get("scaling_factor", 0.18215), part.config["block_out_channels"][0]
     latent_format = comfy.latent_formats.SD15(scale)
     if width != SD_VAE_WIDTH:
@@ -186,9 +197,9 @@ def pair(model, vae, part: Part) -> None:
     model.set_attachments(VAE_ATTACHMENT, width)
 
 
-def _preview_factors(vae, scale: float) -> tuple[list, list]:
-    """What the host's previews need for latents of a VAE of its own: the linear map from scaled latents to RGB in [-1, 1]
-    that fits plain colours best, [4][3] and [3]."""
+def _preview_factors(vae: comfy.sd.VAE, scale: float) -> tuple[list, list]:
+    """What the host's previews need for latents of a VAE of its own: the linear map from scaled latents to RGB in [-1,
+    1] that fits plain colours best, [4][3] and [3]."""
     levels = torch.linspace(0, 1, 4)
     colors = torch.cartesian_prod(levels, levels, levels)
     patches = colors[:, :, None, None].expand(-1, -1, 64, 64)
@@ -198,7 +209,7 @@ def _preview_factors(vae, scale: float) -> tuple[list, list]:
     return solution[:4].tolist(), solution[4].tolist()
 
 
-def load_vae(part: Part, weight_dtype: str):
+def load_vae(part: Part, weight_dtype: str) -> comfy.sd.VAE:
     """A VAE part as a VAE. fp32 holds for it too; otherwise the host chooses, as for any VAE. Errors as `load_unet`."""
     config = native.vae_config(part.config)
     state = comfy.diffusers_convert.convert_vae_state_dict(part.state)
@@ -213,7 +224,7 @@ def load_vae(part: Part, weight_dtype: str):
     return vae
 
 
-def load_refiner(part: Part, weight_dtype: str):
+def load_refiner(part: Part, weight_dtype: str) -> comfy.model_patcher.ModelPatcher:
     """A refiner in a patcher, with which the host moves it in and out of memory."""
     load_device = mm.get_torch_device()
     parameters = comfy.utils.calculate_parameters(part.state)
@@ -230,7 +241,9 @@ def load_refiner(part: Part, weight_dtype: str):
 
 
 def null_text_of(encoder: Part) -> torch.Tensor:
-    """The embedding of the empty string by a text encoder part, [tokens, width] float32, on the host's own CLIP network."""
+    """The embedding of the empty string by a text encoder part, [tokens, width] float32, on the host's own CLIP
+    network.
+    """
     settings = {"hidden_act": "quick_gelu", "num_attention_heads": 12, **encoder.config, "eos_token_id": 49407}
     with torch.device("meta"):
         network = comfy.clip_model.CLIPTextModel(settings, torch.float32, "meta", comfy.ops.manual_cast).text_model
@@ -248,7 +261,7 @@ def conditioning(null_text: torch.Tensor, resolution: int) -> list:
     return [[null_text[None], {ATTACHMENT: resolution}]]
 
 
-def conditioning_of(clip, resolution: int) -> list:
+def conditioning_of(clip: comfy.sd.CLIP, resolution: int) -> list:
     """The same from a CLIP."""
     encoded = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     return node_helpers.conditioning_set_values(encoded, {ATTACHMENT: resolution})
@@ -283,12 +296,12 @@ def _check_fit(name: str, network: torch.nn.Module, state: dict) -> None:
 # Checks of what other nodes give.
 
 
-def check_model(model, node: str) -> None:
+def check_model(model: comfy.model_patcher.ModelPatcher | None, node: str) -> None:
     """ValueError unless this MODEL takes [noisy latent 4, mask 1, composite latent 4] as SD 1.5 inpainting does."""
     if model is None:
         raise ValueError(
-            f"{node} got no MODEL: the checkpoint in LoadDiffHarmony has no UNet. Choose one that has (the published base/, a "
-            "one-file checkpoint, or the bundled one)."
+            f"{node} got no MODEL: the checkpoint in LoadDiffHarmony has no UNet. Choose one that has (the published "
+            "base/, a one-file checkpoint, or the bundled one)."
         )
     inner = model.model
     config = getattr(inner, "model_config", None)
@@ -297,23 +310,24 @@ def check_model(model, node: str) -> None:
     if not harmonizing or tuple(inner.concat_keys) != ("mask", "masked_image"):
         name = "DiffHarmony" if isinstance(config, _Config) else type(config).__name__
         raise ValueError(
-            f"{node} got a MODEL of the kind {name} with {channels} input channels; it needs DiffHarmony's: SD 1.5's inpainting network "
-            "with 9 (noisy latent 4, mask 1, composite latent 4). Wire the MODEL of LoadDiffHarmony."
+            f"{node} got a MODEL of the kind {name} with {channels} input channels; it needs DiffHarmony's: SD 1.5's "
+            "inpainting network with 9 (noisy latent 4, mask 1, composite latent 4). Wire the MODEL of LoadDiffHarmony."
         )
 
 
-def check_vae(vae, node: str) -> None:
+def check_vae(vae: comfy.sd.VAE | None, node: str) -> None:
     """ValueError unless this VAE has 4 latent channels at 1/8 of the size."""
     if vae is None:
         raise ValueError(
             f"{node} got no VAE: the checkpoint in LoadDiffHarmony has none. Wire SD 1.5's from VAELoader: "
-            "vae-ft-mse-840000-ema-pruned.safetensors of huggingface.co/stabilityai/sd-vae-ft-mse-original, in models/vae."
+            "vae-ft-mse-840000-ema-pruned.safetensors of huggingface.co/stabilityai/sd-vae-ft-mse-original, in "
+            "models/vae."
         )
     channels, factor = vae.latent_channels, vae.spacial_compression_decode()
     if channels != 4 or vae.latent_dim != 2 or factor != 8 or vae.first_stage_model is None:
         raise ValueError(
-            f"{node} got a VAE with {channels} latent channels at 1/{factor} of the size; it needs one of the SD 1.5 family, with 4 "
-            "at 1/8. Wire the VAE of LoadDiffHarmony, or sd-vae-ft-mse from VAELoader."
+            f"{node} got a VAE with {channels} latent channels at 1/{factor} of the size; it needs one of the SD 1.5 "
+            "family, with 4 at 1/8. Wire the VAE of LoadDiffHarmony, or sd-vae-ft-mse from VAELoader."
         )
 
 
@@ -329,22 +343,24 @@ def doubts_of_vae(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) ->
     ]
 
 
-def check_text(null_text: list, node: str, model=None) -> None:
+def check_text(null_text: list | None, node: str, model: comfy.model_patcher.ModelPatcher | None = None) -> None:
     """ValueError unless this CONDITIONING has the width that the MODEL takes."""
     if not null_text:
         raise ValueError(
-            f"{node} got no null text: the checkpoint in LoadDiffHarmony has none. Wire an SD 1.5 CLIP into LoadDiffHarmony's clip, from "
-            "CheckpointLoaderSimple with any SD 1.5 checkpoint, or from CLIPLoader with clip_l.safetensors."
+            f"{node} got no null text: the checkpoint in LoadDiffHarmony has none. Wire an SD 1.5 CLIP into "
+            "LoadDiffHarmony's clip, from CheckpointLoaderSimple with any SD 1.5 checkpoint, or from CLIPLoader with "
+            "clip_l.safetensors."
         )
     width = null_text[0][0].shape[-1]
     wanted = model.model.model_config.unet_config["context_dim"] if model is not None else width
     if width != wanted:
         raise ValueError(
-            f"{node} got CONDITIONING of width {width}; the MODEL takes {wanted}. Wire the null_text of the same LoadDiffHarmony."
+            f"{node} got CONDITIONING of width {width}; the MODEL takes {wanted}. Wire the null_text of the same "
+            "LoadDiffHarmony."
         )
 
 
-def resolution_of(null_text: list, model=None) -> int:
+def resolution_of(null_text: list, model: comfy.model_patcher.ModelPatcher | None = None) -> int:
     """The checkpoint's own resolution, where these come from one of ours; else that of the published one."""
     found = model.get_attachment(ATTACHMENT) if model is not None else None
     return found or null_text[0][1].get(ATTACHMENT) or PUBLISHED_RESOLUTION
@@ -376,10 +392,11 @@ class _Moments:
         return self.network.quant_conv(moments) if hasattr(self.network, "quant_conv") else moments
 
 
-def encode(vae, composite: torch.Tensor) -> Posterior:
+def encode(vae: comfy.sd.VAE, composite: torch.Tensor) -> Posterior:
     """[B, 3, H, W] in [0, 1], sides multiples of 8, to the posterior over unscaled latents [B, 4, H / 8, W / 8].
 
-    By the VAE's own `encode`, so that its dtype, batches and tiling hold. A VAE without a posterior (TAESD) has no spread.
+    By the VAE's own `encode`, so that its dtype, batches and tiling hold. A VAE without a posterior (TAESD) has no
+    spread.
     """
     pixels, network = composite.movedim(1, -1), vae.first_stage_model  # BCHW -> BHWC
     regularization = type(getattr(network, "regularization", None)).__name__
@@ -391,18 +408,21 @@ def encode(vae, composite: torch.Tensor) -> Posterior:
     return Posterior.from_moments(view.encode(pixels))
 
 
-def decode(vae, samples: torch.Tensor) -> torch.Tensor:
+def decode(vae: comfy.sd.VAE, samples: torch.Tensor) -> torch.Tensor:
     """Unscaled latents [B, 4, h, w] to [B, 3, 8h, 8w] in [0, 1]."""
     return vae.decode(samples).float().movedim(-1, 1)  # BHWC -> BCHW
 
 
 def condition(null_text: list, latent: torch.Tensor, mask: torch.Tensor) -> list:
-    """CONDITIONING with what an inpainting UNet sees beside the noisy latent. latent: unscaled, [B, 4, h, w]; mask: [B, 1, h, w]."""
+    """CONDITIONING with what an inpainting UNet sees beside the noisy latent.
+
+    latent: unscaled, [B, 4, h, w]; mask: [B, 1, h, w].
+    """
     return node_helpers.conditioning_set_values(null_text, {"concat_latent_image": latent, "concat_mask": mask})
 
 
 def sample(
-    model,
+    model: comfy.model_patcher.ModelPatcher,
     positive: list,
     noise: torch.Tensor,
     draws: sampling.Draws,
@@ -411,7 +431,10 @@ def sample(
     sampler_name: str,
     scheduler: str,
 ) -> torch.Tensor:
-    """The host's sampler, from pure noise [B, 4, h, w] to unscaled latents. What it draws on the way comes from `draws`."""
+    """The host's sampler, from pure noise [B, 4, h, w] to unscaled latents.
+
+    What it draws on the way comes from `draws`.
+    """
     settings = {"device": model.load_device, "denoise": 1.0, "model_options": model.model_options}
     sigmas = comfy.samplers.KSampler(model, steps, sampler=sampler_name, scheduler=scheduler, **settings).sigmas
     sampler = comfy.samplers.sampler_object(sampler_name)
@@ -444,14 +467,16 @@ class _StepNoise:
     def __init__(self, draws: sampling.Draws, shape: torch.Size, device: torch.device):
         self.draws, self.shape, self.device, self.step = draws, shape, device, 0
 
-    def __call__(self, sigma, sigma_next) -> torch.Tensor:
+    def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
         self.step += 1
         return self.draws("steps", self.shape, self.step - 1).to(self.device)
 
 
-def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The refiner on [B, 3, H, W] in [0, 1], a picture at a time, with progress and interrupts. ValueError for what can never
-    fit into memory."""
+def refine(
+    patcher: comfy.model_patcher.ModelPatcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The refiner on [B, 3, H, W] in [0, 1], a picture at a time, with progress and interrupts. ValueError for what can
+    never fit into memory."""
     module, device = patcher.model, patcher.load_device
     height, width = composite.shape[-2:]
     # As measured: the widest level holds the skips, a concatenation of two widths and the working copies of one block.
@@ -459,8 +484,8 @@ def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: tor
     needed, there = height * width * channels * mm.dtype_size(module.conv_in.weight.dtype), mm.get_total_memory(device)
     if needed > there:
         raise ValueError(
-            f"Refining {width}x{height} takes about {needed / 1e9:.0f} GB; there are {there / 1e9:.0f}. End in TransferToFullResolution, "
-            "which takes any size, or scale composite and mask down before."
+            f"Refining {width}x{height} takes about {needed / 1e9:.0f} GB; there are {there / 1e9:.0f}. End in "
+            "TransferToFullResolution, which takes any size, or scale composite and mask down before."
         )
     mm.load_models_gpu([patcher], memory_required=needed)
     results = harmonized.to(mm.intermediate_device(), torch.float32, copy=True)
@@ -471,10 +496,11 @@ def refine(patcher, harmonized: torch.Tensor, composite: torch.Tensor, mask: tor
     return results
 
 
-def each(results: torch.Tensor):
+def each(results: torch.Tensor) -> Iterator[slice]:
     """Slices for one picture after the other, with the progress bar; stops where the user has cancelled.
 
-    results: [B, 3, H, W] in [0, 1], into which the caller writes each result. The preview shows what lies there before and after.
+    results: [B, 3, H, W] in [0, 1], into which the caller writes each result. The preview shows what lies there before
+    and after.
     """
     count = len(results)
     bar = comfy.utils.ProgressBar(count)
@@ -486,19 +512,19 @@ def each(results: torch.Tensor):
 
 
 def _preview(picture: torch.Tensor) -> tuple | None:
-    """A picture [3, H, W] as the host's progress bar takes it, which scales it; None where the user wants no previews."""
+    """A picture [3, H, W] as the host's progress bar takes it, which scales it; None where no previews are wanted."""
     if args.preview_method == LatentPreviewMethod.NoPreviews:
         return None
     pixels = (picture.clamp(0, 1) * 255).round().to("cpu", torch.uint8).movedim(0, -1)  # CHW -> HWC
     return "JPEG", Image.fromarray(pixels.numpy()), latent_preview.MAX_PREVIEW_RESOLUTION
 
 
-def check_refiner(patcher, node: str) -> None:
+def check_refiner(patcher: comfy.model_patcher.ModelPatcher | None, node: str) -> None:
     """ValueError where the checkpoint has no refiner."""
     if patcher is None:
         raise ValueError(
-            f"{node} got no refiner: the checkpoint in LoadDiffHarmony has none. End in TransferToFullResolution, which needs none, or "
-            "put the published refinement/ beside base/ and load that."
+            f"{node} got no refiner: the checkpoint in LoadDiffHarmony has none. End in TransferToFullResolution, "
+            "which needs none, or put the published refinement/ beside base/ and load that."
         )
 
 

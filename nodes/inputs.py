@@ -1,7 +1,7 @@
 """What comes in over the wires: turned to the engine's layout, checked, refused in words.
 
-The host's IMAGE is [B, H, W, C] in [0, 1], its MASK [B, H, W] in [0, 1]; the engine's images are [B, 3, H, W], its masks
-[B, 1, H, W]. Nothing here changes its arguments.
+The host's IMAGE is [B, H, W, C] in [0, 1], its MASK [B, H, W] in [0, 1]; the engine's images are [B, 3, H, W], its
+masks [B, 1, H, W]. Nothing here changes its arguments.
 """
 
 import math
@@ -21,13 +21,17 @@ NO_MASK = (64, 64)  # (height, width) of the empty mask that LoadImage makes up 
 
 
 def image(value: torch.Tensor | None, name: str, node: str) -> torch.Tensor:
-    """An IMAGE as [B, 3, H, W] float32: grey as three equal channels, an alpha channel left out. ValueError for what is no picture."""
+    """An IMAGE as [B, 3, H, W] float32: grey as three equal channels, an alpha channel left out.
+
+    ValueError for what is no picture.
+    """
     if value is None:
         raise ValueError(f"{node} got no {name}: the node before it gave None. Wire an IMAGE, as LoadImage gives one.")
     if not torch.is_tensor(value) or value.ndim != 4 or value.shape[-1] not in (1, 3, 4):
         found = list(value.shape) if torch.is_tensor(value) else type(value).__name__
         raise ValueError(
-            f"{node}: {name} must be an IMAGE [batch, height, width, 3], not {found}. Wire an IMAGE, as LoadImage gives one."
+            f"{node}: {name} must be an IMAGE [batch, height, width, 3], not {found}. Wire an IMAGE, as LoadImage "
+            "gives one."
         )
     if not value.numel():
         raise ValueError(f"{node}: {name} is an empty batch, {list(value.shape)}. Give at least one picture.")
@@ -39,8 +43,8 @@ def image(value: torch.Tensor | None, name: str, node: str) -> torch.Tensor:
 def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torch.Tensor:
     """A MASK as [B, 1, H, W] of the composite's size and batch; one mask goes with every picture.
 
-    composite: [B, 3, H, W]. A mask of the composite's proportions is scaled to it, one level of 8 bits counts as 0; ValueError for
-    any other, and for the one that LoadImage makes up.
+    composite: [B, 3, H, W]. A mask of the composite's proportions is scaled to it, one level of 8 bits counts as 0;
+    ValueError for any other, and for the one that LoadImage makes up.
     """
     if value is None:
         raise ValueError(f"{node} got no mask: the node before it gave None. Wire a MASK, 1 where the foreground is.")
@@ -51,7 +55,8 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
     if not torch.is_tensor(value) or value.ndim != 3:
         found = list(value.shape) if torch.is_tensor(value) else type(value).__name__
         raise ValueError(
-            f"{node}: mask must be a MASK [batch, height, width], not {found}. ImageToMask or LoadImageMask make one of a picture."
+            f"{node}: mask must be a MASK [batch, height, width], not {found}. ImageToMask or LoadImageMask make one "
+            "of a picture."
         )
     if not value.numel():
         raise ValueError(f"{node}: mask is an empty batch, {list(value.shape)}. Give at least one mask.")
@@ -62,14 +67,17 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
     if value.shape[-2:] != composite.shape[-2:]:
         if tuple(value.shape[-2:]) == NO_MASK and not value.any():
             raise ValueError(
-                f"{node}: no mask is drawn. This is the empty 64x64 mask that Load Image gives for a picture without transparency. "
-                "Right-click Load Image, choose Open in Mask Editor, paint over the foreground and save; or load a black-and-white mask "
-                "with Load Image (as Mask), channel red."
+                f"{node}: no mask is drawn. This is the empty 64x64 mask that Load Image gives for a picture without "
+                "transparency. Right-click Load Image, choose Open in Mask Editor, paint over the foreground and save; "
+                "or load a black-and-white mask with Load Image (as Mask), channel red."
             )
         if not _proportional(value.shape[-2:], composite.shape[-2:]):
             hint = "Resize or crop the one as you did the other."
             if _proportional(value.shape[-2:], composite.shape[:-3:-1]):
-                hint = "The one lies on its side: turn it with ImageRotate. A phone's photo may say so only in its EXIF orientation."
+                hint = (
+                    "The one lies on its side: turn it with ImageRotate. A phone's photo may say so only in its EXIF "
+                    "orientation."
+                )
             raise ValueError(
                 f"{node}: composite and mask must have the same size or at least the same proportions. "
                 f"{size(composite)} != {size(value)}. {hint}"
@@ -77,7 +85,8 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
         value = geometry.resize(value, composite.shape[-2:])
     if value.shape[0] not in (1, composite.shape[0]):
         raise ValueError(
-            f"{node}: {composite.shape[0]} composites came with {value.shape[0]} masks. Give one mask for all, or one for each."
+            f"{node}: {composite.shape[0]} composites came with {value.shape[0]} masks. Give one mask for all, or one "
+            "for each."
         )
     return geometry.match(composite, value)[1]
 
@@ -123,7 +132,8 @@ def rendered(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> 
     value = image(value, "harmonized", node)
     if value.shape[0] != composite.shape[0]:
         raise ValueError(
-            f"{node}: {value.shape[0]} harmonized images came with {composite.shape[0]} composites. Give one for each composite."
+            f"{node}: {value.shape[0]} harmonized images came with {composite.shape[0]} composites. Give one for each "
+            "composite."
         )
     same_view(
         value.shape[-2:],
@@ -142,8 +152,8 @@ def latent(value: dict | None, name: str, node: str) -> torch.Tensor:
     if getattr(samples, "is_nested", False) or samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
         found = "nested" if getattr(samples, "is_nested", False) else str(list(samples.shape))
         raise ValueError(
-            f"{node}: {name} must be a LATENT of the SD 1.5 family, [batch, {LATENT_CHANNELS}, height, width], not {found}. "
-            "Decode the other model's LATENT with its own VAE, and wire the IMAGE."
+            f"{node}: {name} must be a LATENT of the SD 1.5 family, [batch, {LATENT_CHANNELS}, height, width], not "
+            f"{found}. Decode the other model's LATENT with its own VAE, and wire the IMAGE."
         )
     return samples
 
@@ -181,10 +191,11 @@ def _check_values(value: torch.Tensor, what: str) -> None:
     low, high = (float(end) for end in value.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(
-            f"{what} holds NaN or infinity; expected values in [0, 1]. The node before it gives them: half precision may be too narrow "
-            "for its model."
+            f"{what} holds NaN or infinity; expected values in [0, 1]. The node before it gives them: half precision "
+            "may be too narrow for its model."
         )
     if low < -OVERSHOOT or high > 1 + OVERSHOOT:
         raise ValueError(
-            f"{what} has values from {low:g} to {high:g}; expected [0, 1]. Divide what counts to 255 by 255; tone-map what is HDR."
+            f"{what} has values from {low:g} to {high:g}; expected [0, 1]. Divide what counts to 255 by 255; tone-map "
+            "what is HDR."
         )

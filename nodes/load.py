@@ -13,14 +13,14 @@ DiffHarmonyRefiner = io.Custom("DIFFHARMONY_REFINER")
 
 class LoadDiffHarmony(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoadDiffHarmony",
             display_name="Load DiffHarmony",
             category="DiffHarmony",
             description=(
-                "Loads a harmonizing checkpoint: one file or a folder of the published weights in models/diffharmony, or the small "
-                "one that comes with the nodes. A part that the checkpoint lacks comes out empty."
+                "Loads a harmonizing checkpoint: one file or a folder of the published weights in models/diffharmony, "
+                "or the small one that comes with the nodes. A part that the checkpoint lacks comes out empty."
             ),
             search_aliases=["image harmonization", "harmonize", "load harmonizer", "diffharmony checkpoint"],
             inputs=[
@@ -28,18 +28,21 @@ class LoadDiffHarmony(io.ComfyNode):
                     "checkpoint",
                     options=files.names(host.folders()),
                     default=files.BUNDLED,
-                    tooltip="Files and folders in models/diffharmony. The bundled one is small; the published weights do far better.",
+                    tooltip="Files and folders in models/diffharmony. The bundled one is small; the published weights "
+                    "do far better.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(host.WEIGHT_DTYPES),
                     default="default",
-                    tooltip="Precision of the UNet and the refiner. default: what suits your device. fp16 and bf16 halve their memory; fp32 is exact, for the VAE too.",
+                    tooltip="Precision of the UNet and the refiner. default: what suits your device. fp16 and bf16 "
+                    "halve their memory; fp32 is exact, for the VAE too.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Any SD 1.5 CLIP. Needed only where the checkpoint has no null text of its own (a UNet alone); it replaces the checkpoint's.",
+                    tooltip="Any SD 1.5 CLIP. Needed only where the checkpoint has no null text of its own (a UNet "
+                    "alone); it replaces the checkpoint's.",
                 ),
             ],
             outputs=[
@@ -62,7 +65,7 @@ class LoadDiffHarmony(io.ComfyNode):
         return files.fingerprint_of(checkpoint, host.folders())
 
     @classmethod
-    def execute(cls, checkpoint, weight_dtype, clip=None) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, weight_dtype: str, clip: "io.Clip.Type | None" = None) -> io.NodeOutput:
         path = files.resolve(checkpoint, host.folders())
         # One part after the other, the largest first: no more than one ever lies in memory twice, mapped and loaded.
         found = checkpoints.read(path, parts=("unet",))
@@ -81,7 +84,7 @@ class LoadDiffHarmony(io.ComfyNode):
         return io.NodeOutput(model, vae, null_text, refiner)
 
 
-def _null_text(path: Path, resolution: int):
+def _null_text(path: Path, resolution: int) -> list | None:
     """The null text as CONDITIONING; None where there is neither one nor a text encoder."""
     if path.is_file():
         null_text = checkpoints.read(path, parts=("null_text",)).null_text

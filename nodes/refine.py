@@ -17,7 +17,8 @@ class RefineResidual(io.ComfyNode):
             node_id=NODE,
             display_name="Refine (DiffHarmony)",
             category="DiffHarmony",
-            description="The paper's ending: brings back what the VAE lost, with a residual network that also sees the composite, and puts the background back.",
+            description="The paper's ending: brings back what the VAE lost, with a residual network that also sees the "
+            "composite, and puts the background back.",
             search_aliases=["harmonize refine", "refinement", "restore detail", "image harmonization"],
             inputs=[
                 DiffHarmonyRefiner.Input("refiner", tooltip="The refiner of LoadDiffHarmony."),
@@ -28,7 +29,8 @@ class RefineResidual(io.ComfyNode):
                 io.Image.Input("composite", tooltip="The picture that was harmonized. The result has its size."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
+                    "or proportions.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -48,7 +50,8 @@ class RefineResidual(io.ComfyNode):
                     default=0,
                     min=0,
                     max=512,
-                    tooltip="Pixels over which the foreground's edge fades in, where the background is kept. 0: as the mask is.",
+                    tooltip="Pixels over which the foreground's edge fades in, where the background is kept. 0: as the "
+                    "mask is.",
                 ),
             ],
             outputs=[io.Image.Output("IMAGE")],
@@ -72,7 +75,8 @@ class RefineResidual(io.ComfyNode):
         refined = host.refine(refiner, harmonized, composite, mask).to(composite.device)
         if not torch.isfinite(refined).all():
             raise ValueError(
-                f"{NODE}: the refined image holds NaN. Choose weight_dtype fp32 in LoadDiffHarmony, or get the weights anew."
+                f"{NODE}: the refined image holds NaN. Choose weight_dtype fp32 in LoadDiffHarmony, or get the weights "
+                "anew."
             )
         result = torch.lerp(harmonized, refined, strength)
         if keep_background:

@@ -18,8 +18,8 @@ class TransferToFullResolution(io.ComfyNode):
             display_name="Transfer to Full Resolution",
             category="DiffHarmony",
             description=(
-                "Finds the change of colour between the composite and the harmonized picture, and applies it to the composite's own pixels: "
-                "every letter and every hair stays as sharp as it was, at any size."
+                "Finds the change of colour between the composite and the harmonized picture, and applies it to the "
+                "composite's own pixels: every letter and every hair stays as sharp as it was, at any size."
             ),
             search_aliases=["image harmonization", "color transfer", "match colors", "guided filter", "keep detail"],
             inputs=[
@@ -27,14 +27,16 @@ class TransferToFullResolution(io.ComfyNode):
                 io.Image.Input("composite", tooltip="The original composite at any size. The result has its size."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size or proportions.",
+                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
+                    "or proportions.",
                 ),
                 io.Int.Input(
                     "radius",
                     default=engine.RADIUS,
                     min=1,
                     max=128,
-                    tooltip="How local the change of colour may be, in pixels of the small picture. Smaller follows local light closer, larger is calmer.",
+                    tooltip="How local the change of colour may be, in pixels of the small picture. Smaller follows "
+                    "local light closer, larger is calmer.",
                 ),
                 io.Float.Input(
                     "detail",
@@ -72,6 +74,7 @@ class TransferToFullResolution(io.ComfyNode):
         result = composite.clone()
         for one in host.each(result):
             if not empty[one].all():
-                settings = {"radius": radius, "feather": feather, "detail": detail}
-                result[one] = engine.transfer(harmonized[one], composite[one], mask[one], **settings)
+                result[one] = engine.transfer(
+                    harmonized[one], composite[one], mask[one], radius=radius, feather=feather, detail=detail
+                )
         return io.NodeOutput(inputs.to_host(result), ui=host.warn(NODE, inputs.doubts(mask)))

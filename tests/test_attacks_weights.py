@@ -88,7 +88,7 @@ def refused(path: Path, *names: str) -> str:
 
 def test_the_folder_is_read_as_long_as_nothing_is_done_to_it(root, parts):
     whole = checkpoints.read(root)
-    assert all(getattr(whole, kind).state.keys() == parts[kind].state.keys() for kind in PARTS)
+    assert all(getattr(whole, kind).state.keys() == parts[kind].state.keys() for kind in set(PARTS) & set(parts))
     assert whole.null_text.shape == (77, 8)
 
 
@@ -604,6 +604,7 @@ def test_a_hole_in_a_file_is_not_copied(side, root):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory, as Linux has it")
 def test_what_would_take_all_memory(root, parts, tmp_path):
     for name, make in BOMBS.items():

@@ -1,4 +1,7 @@
-"""The `benchmark` command at tiny width: what it prints and writes, and that both loops are the same method. Nothing here is timed."""
+"""The `benchmark` command at tiny width: what it prints and writes, and that both loops are the same method.
+
+Nothing here is timed.
+"""
 
 import json
 import subprocess
@@ -12,6 +15,8 @@ from diffharmony_models import benchmark, benchmark_loops, checkpoint
 from diffharmony_models.__main__ import main
 from diffharmony_models.pipeline import DiffHarmony
 from diffharmony_models.refiner import Refiner
+
+pytestmark = pytest.mark.slow
 
 WIDTHS = (32, 64, 64, 64)
 
@@ -145,7 +150,8 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
 def test_memory_of_the_work_leaves_out_what_was_freed_before():
     code = (
         "import torch; from diffharmony_models import benchmark_loops as b; cpu = torch.device('cpu')\n"
-        "x = torch.ones(50_000_000); del x; before = b.peak_bytes(cpu); told = b.reset_peak(cpu); print(before, b.peak_bytes(cpu), 'during' in told)"
+        "x = torch.ones(50_000_000); del x; before = b.peak_bytes(cpu); told = b.reset_peak(cpu)\n"
+        "print(before, b.peak_bytes(cpu), 'during' in told)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=benchmark._environment(), capture_output=True, text=True, check=True

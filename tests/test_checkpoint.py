@@ -335,6 +335,7 @@ def start_writing(source: Path, target: Path) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_for_ever(tiny, tmp_path):
     source, target = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
     checkpoints.write(tiny, source)
@@ -347,6 +348,7 @@ def test_a_killed_run_leaves_nothing_for_ever(tiny, tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".other.safetensors.1.part", "out.safetensors", "tiny.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there the system keeps open files from being deleted")
 def test_what_another_run_is_writing_is_left_to_it(tiny, tmp_path):
     source, target = tmp_path / "tiny.safetensors", tmp_path / "out.safetensors"
@@ -450,6 +452,7 @@ def test_mapped_weights_can_be_changed_without_touching_the_file(tiny, tmp_path)
     assert (folder / "diffusion_pytorch_model.bin").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported():
     code = (
         "import sys, diffharmony_models.checkpoint; "

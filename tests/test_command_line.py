@@ -41,8 +41,9 @@ def tiny() -> checkpoint.Checkpoint:
         cross_attention_dim=8, norm_num_groups=4, sample_size=8,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=1, latent_channels=4, norm_num_groups=4, scaling_factor=0.18215,
+        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=1, latent_channels=4,
+        norm_num_groups=4, scaling_factor=0.18215,
     )  # fmt: skip
     unet_part, vae_part = _part(unet), _part(vae)
     unet_part.config["_class_name"], vae_part.config["_class_name"] = "UNet2DConditionModel", "AutoencoderKL"
@@ -750,6 +751,7 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_signal_leaves_nothing_half_done(tmp_path, pair):
     (tmp_path / "out").mkdir()
@@ -761,6 +763,7 @@ def test_a_signal_leaves_nothing_half_done(tmp_path, pair):
     assert said == ["interrupted", "terminated", "terminated"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_make_composites_ends_with_its_workers(tmp_path):
     """Ctrl-C reaches the workers, too."""
@@ -814,6 +817,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(pair, tmp_path, weights, cap
     assert caught.value is error and said(capsys) == ""
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_program_is_exit_code_1(tmp_path, pair):
     code = (
         "import sys; from diffharmony_models import __main__, images; images.read_mask = None;"
@@ -831,6 +835,7 @@ def python(*argv, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_program_harmonizes_and_says_only_that(tmp_path, pair, weights):
     done = python("-m", "diffharmony_models", "harmonize", *pair, "out.png", "--checkpoint", weights, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -840,10 +845,12 @@ def test_the_program_harmonizes_and_says_only_that(tmp_path, pair, weights):
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.slow
 def test_help_loads_nothing_heavy_and_harmonizing_no_pipelines(tmp_path, pair, weights):
     code = (
-        "import sys; from diffharmony_models.__main__ import main; main(sys.argv[1:]);"
-        "print([name for name in ('torch', 'numpy', 'diffusers', 'transformers', 'diffusers.pipelines.stable_diffusion') if name in sys.modules])"
+        "import sys; from diffharmony_models.__main__ import main; main(sys.argv[1:])\n"
+        "heavy = ('torch', 'numpy', 'diffusers', 'transformers', 'diffusers.pipelines.stable_diffusion')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     assert python("-c", code, "--help", cwd=tmp_path).stdout.endswith("\n[]\n")
     loaded = python("-c", code, "harmonize", *pair, "out.png", "--checkpoint", weights, cwd=tmp_path).stdout

@@ -83,13 +83,13 @@ def test_match_expands_one_mask_and_refuses_the_rest():
     composite = torch.rand(3, 3, 4, 6)
     _, mask = geometry.match(composite, torch.ones(1, 1, 4, 6))
     assert mask.shape == (3, 1, 4, 6)
-    with pytest.raises(ValueError, match="Image and mask must be the same size. 6x4 != 4x4"):
+    with pytest.raises(ValueError, match=r"Image and mask must be the same size\. 6x4 != 4x4"):
         geometry.match(composite, torch.ones(1, 1, 4, 4))
     with pytest.raises(ValueError, match="3 images came with 2 masks"):
         geometry.match(composite, torch.ones(2, 1, 4, 6))
     with pytest.raises(ValueError, match=r"mask must be a float tensor \[batch, 1"):
         geometry.match(composite, torch.ones(3, 4, 6))
-    with pytest.raises(ValueError, match="torch.uint8"):
+    with pytest.raises(ValueError, match=r"torch\.uint8"):
         geometry.match(composite.to(torch.uint8), torch.ones(1, 1, 4, 6))
 
 

@@ -1,4 +1,7 @@
-"""The help pages and the translations, as far as they can be checked without ComfyUI: `tests/host` compares them with the nodes."""
+"""The help pages and the translations, as far as they can be checked without ComfyUI.
+
+`tests/host` compares them with the nodes.
+"""
 
 import ast
 import json

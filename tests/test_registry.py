@@ -15,7 +15,7 @@ RAW = "https://raw.githubusercontent.com/"
 # What a user has to get, and what serves developers alone; folders end in "/".
 SHIPPED = ("__init__.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt", "nodes/", "diffharmony_models/")
 SHIPPED += ("workflows/", "subgraphs/", "locales/", "web/")
-KEPT_BACK = ("tests/", ".ci/", ".github/", ".gitignore", ".comfyignore")
+KEPT_BACK = ("tests/", ".ci/", ".github/", ".gitignore", ".comfyignore", ".pre-commit-config.yaml", "CONTRIBUTING.md")
 
 
 def below(files: set[str], place: str) -> set[str]:
@@ -24,7 +24,10 @@ def below(files: set[str], place: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def files() -> tuple[set[str], set[str]]:
-    """The repository's files, and those that the archive holds. comfy-cli reads .comfyignore as git reads .gitignore."""
+    """The repository's files, and those that the archive holds.
+
+    comfy-cli reads .comfyignore as git reads .gitignore.
+    """
 
     def git(*arguments: str) -> set[str]:
         command = ["git", "-C", str(ROOT), "-c", "core.quotePath=false", "ls-files", *arguments]

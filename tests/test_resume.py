@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from diffharmony_models import training
 from diffharmony_models.training.state import FILE, State
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
@@ -72,16 +74,16 @@ def test_a_killed_run_repeats_to_the_bit(name, dataset, results, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, more",
+    "name, settings",
     [
-        ("harmonizer", ("--made", "--prediction-type", "sample", "--root")),
-        ("refiner", ("--cache-outputs", "1", "--crop", "32")),
+        ("harmonizer", {"made": True, "prediction_type": "sample", "root": True}),
+        ("refiner", {"cache_outputs": 1, "crop": 32}),
     ],
     ids=["harmonizer", "refiner"],
 )
-def test_other_ways_repeat_too(dataset, results, tmp_path, name, more):
+def test_other_ways_repeat_too(dataset, results, tmp_path, name, settings):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    commands = [arguments(name, dataset, results, output, *more) for output in (whole, broken)]
+    commands = [arguments(name, dataset, results, output, **settings) for output in (whole, broken)]
     assert runs.run(commands[0], tmp_path / "stderr") == 0, read(tmp_path / "stderr")
     assert runs.run(commands[1], tmp_path / "stderr", "before 3") == -9
     assert runs.run(commands[1], tmp_path / "stderr") == 0, read(tmp_path / "stderr")
@@ -140,9 +142,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(dataset, results
 
 
 def test_a_full_disk_at_a_sample_sheet_is_one_line_too(dataset, tmp_path):
-    command = runs.autoencoder(
-        dataset, "--sample-every", 1, "--checkpoint-every", 100, "--log-every", 100, output=tmp_path / "run"
-    )
+    seldom = {"sample_every": 1, "checkpoint_every": 100, "log_every": 100}
+    command = runs.autoencoder(dataset, output=tmp_path / "run", **seldom)
     assert runs.run(command, tmp_path / "stderr", file_limit=1500) == 2
     message = [line for line in read(tmp_path / "stderr").splitlines() if "it/s" not in line and line.strip()]
     assert len(message) == 1 and message[0].startswith("error: No room on the disk") and "samples" in message[0]
@@ -192,19 +193,14 @@ def test_a_finished_run_only_writes_its_result_again(dataset, results, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "more, words",
-    [
-        (("--widths", "16", "16", "16", "16"), "now"),
-        (("--layers", "2"), "lacks"),
-        (("--ema-decay", "0"), "EMA"),
-        (("--seed", "1"), "seed 0"),
-    ],
-    ids=lambda more: more[0],
+    "settings, words",
+    [({"widths": [16] * 4}, "now"), ({"layers": 2}, "lacks"), ({"ema_decay": 0}, "EMA"), ({"seed": 1}, "seed 0")],
+    ids=["widths", "layers", "ema_decay", "seed"],
 )
-def test_other_settings_are_refused(dataset, results, tmp_path, more, words):
+def test_other_settings_are_refused(dataset, results, tmp_path, settings, words):
     output = tmp_path / "run"
     shutil.copytree(results / "harmonizer/checkpoint-2", output / "checkpoint-2")
-    assert runs.run(arguments("harmonizer", dataset, results, output, *more), tmp_path / "stderr") == 2
+    assert runs.run(arguments("harmonizer", dataset, results, output, **settings), tmp_path / "stderr") == 2
     lines = read(tmp_path / "stderr").splitlines()
     assert len(lines) == 1 and words in lines[0] and f"checkpoint-2/{FILE}" in lines[0]
 
@@ -324,7 +320,10 @@ BAD = {
     "empty": (lambda path: os.truncate(path, 0), "damaged"),
     "a long header": (lambda path: path.write_bytes(b"\xff" * 64), "damaged"),
     "a pickle": (lambda path: path.write_bytes(pickle.dumps({"model": 1})), "damaged"),
-    "metadata of numbers": (lambda path: path.write_bytes(b"\x1a" + bytes(7) + b'{"__metadata__":{"step":3}}'), "damaged"),
+    "metadata of numbers": (
+        lambda path: path.write_bytes(b"\x1a" + bytes(7) + b'{"__metadata__":{"step":3}}'),
+        "damaged",
+    ),
     "a folder": (replaced(lambda path: path.mkdir()), f"no {FILE}"),
     "a pipe": (replaced(os.mkfifo), f"no {FILE}"),
     "a loop": (replaced(lambda path: path.symlink_to(path)), f"no {FILE}"),

@@ -104,3 +104,17 @@ def test_jpeg_like_is_what_a_jpeg_does(photos):
     ours = composites.jpeg_like(picture, torch.tensor([[75.0]]))
     assert abs(psnr(ours) - psnr(pillow)) < 2
     assert psnr(composites.jpeg_like(picture, torch.tensor([[95.0]]))) > psnr(ours)
+
+
+def test_composites_of_any_size():
+    """Also of one that JPEG's blocks do not divide; a picture of whole blocks is compressed as alone."""
+    picture = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(3))
+    quality = torch.tensor([[80.0]])
+    whole, cut = composites.jpeg_like(picture, quality), composites.jpeg_like(picture[..., :37, :51], quality)
+    assert torch.allclose(whole[..., :32, :48], cut[..., :32, :48], atol=1e-6) and cut.shape == (1, 3, 37, 51)
+    for height, width in ((1, 1), (1, 9), (13, 21)):
+        photo, mask = torch.rand(4, 3, height, width), torch.ones(4, 1, height, width)
+        pairs = composites.make(
+            photo, mask, torch.Generator().manual_seed(0), composites.statistics(photo, mask), jpeg=1
+        )
+        assert pairs.composite.shape == pairs.real.shape == photo.shape and pairs.composite.isfinite().all()

@@ -1,6 +1,8 @@
 """The three trainers on a tiny data set: they keep what is frozen, leave whole files, and say what is wrong."""
 
 import argparse
+import dataclasses
+import math
 import pickle
 import re
 import shutil
@@ -17,7 +19,19 @@ from safetensors.torch import load_file, save_file
 from diffharmony_models import checkpoint, sampling
 from diffharmony_models.__main__ import _parser, main
 from diffharmony_models.errors import InputError
-from diffharmony_models.training import autoencoder, cache, data, harmonizer, loop
+from diffharmony_models.training import (
+    autoencoder,
+    cache,
+    color_regressor,
+    data,
+    harmonizer,
+    harmony_vae,
+    loop,
+    recipe,
+    refiner,
+)
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +62,14 @@ def test_stage_one_file_is_whole_and_leaves_the_vae_alone(vae, stage1):
 
 
 def test_only_so_many_checkpoints_are_kept(dataset, vae, tmp_path):
-    more = ("--checkpoint-every", "1", "--keep-checkpoints", "2", "--sample-every", "0")
-    assert main(runs.harmonizer(dataset, vae, *more, output=tmp_path / "run")) == 0
+    often = {"checkpoint_every": 1, "keep_checkpoints": 2, "sample_every": 0}
+    assert main(runs.harmonizer(dataset, vae, output=tmp_path / "run", **often)) == 0
     assert [path.name for path in loop.checkpoints(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_refiner_trains_on_stage_one_and_joins_its_file(dataset, stage1, tmp_path):
-    for folder, more in (("cached", ("--cache-outputs", "1", "--crop", "32")), ("anew", ("--in-channels", "4"))):
-        assert main(runs.refiner(dataset, stage1, *more, output=tmp_path / folder, steps=2)) == 0
+    for folder, settings in (("cached", {"cache_outputs": 1, "crop": 32}), ("anew", {"in_channels": 4})):
+        assert main(runs.refiner(dataset, stage1, output=tmp_path / folder, steps=2, **settings)) == 0
     before = checkpoint.read(stage1)
     for folder, channels in (("cached", 7), ("anew", 4)):
         found = checkpoint.read(tmp_path / folder / "diffharmony.safetensors")
@@ -63,13 +77,9 @@ def test_refiner_trains_on_stage_one_and_joins_its_file(dataset, stage1, tmp_pat
         assert all(torch.equal(found.unet.state[name], before.unet.state[name]) for name in before.unet.state)
 
 
-def harmony(dataset, vae, *more, **run):
-    return runs.command("train-autoencoder", "--harmony", dataset, "--from", vae, "--size", 32, *more, **run)
-
-
 def test_harmony_vae_starts_from_the_vae_and_keeps_its_encoder(dataset, vae, tmp_path):
-    assert main(harmony(dataset, vae, output=tmp_path, steps=2)) == 0
-    found, before = checkpoint.read(tmp_path / "harmony_vae.safetensors"), checkpoint.read(vae).vae.state
+    assert main(runs.harmony_vae(dataset, vae, output=tmp_path / "run", steps=2)) == 0
+    found, before = checkpoint.read(tmp_path / "run/harmony_vae.safetensors"), checkpoint.read(vae).vae.state
     assert all(
         torch.equal(found.harmony_vae.state[name], before[name])
         for name in before
@@ -142,7 +152,7 @@ def test_foreground_weight_is_the_published_one():
 @pytest.mark.parametrize("prediction", sampling.PREDICTIONS)
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_perfect_network_has_no_loss(prediction, share):
-    """The target of every sample, also of those that stand on the model's own estimate, leads back to the real picture."""
+    """The target of every sample, also of those that stand on the model's own estimate, leads to the real picture."""
     real = torch.randn(6, 4, 8, 8)
     batch = {"real": real, "composite": torch.randn(6, 4, 8, 8), "mask": torch.ones(6, 1, 8, 8)}
     objective = harmonizer.Objective(prediction, torch.zeros(2, 3), share)
@@ -201,7 +211,7 @@ def test_a_started_copy_answers_the_composite():
 
 
 def test_too_few_channels_for_a_copy_are_refused(dataset, vae, tmp_path, capsys):
-    assert main(runs.harmonizer(dataset, vae, "--prediction-type", "sample", "--groups", "16", output=tmp_path)) == 2
+    assert main(runs.harmonizer(dataset, vae, output=tmp_path / "run", prediction_type="sample", groups=16)) == 2
     assert "4 groups of 4 channels" in capsys.readouterr().err
 
 
@@ -235,20 +245,26 @@ def test_foregrounds_are_drawn_by_position_and_lend_each_other_colors(dataset):
 def test_a_subset_can_be_held_out(dataset):
     with pytest.raises(InputError, match="no picture that is not held out"):
         data.Foregrounds(dataset, "IHD_train.txt", 64, ["Small"])
-    with pytest.raises(InputError, match="No subset small"):
-        data.Foregrounds(dataset, "IHD_train.txt", 64, ["small"])
+
+
+def test_a_subset_that_is_not_there_is_said(dataset, caplog):
+    """A recipe names what its own data had."""
+    assert len(data.Foregrounds(dataset, "IHD_train.txt", 64, ["small"])) == 6
+    assert "no subset small" in caplog.text
 
 
 def test_foreground_loss_does_not_look_at_the_background():
     batch = {"real": torch.randn(2, 4, 8, 8), "composite": torch.randn(2, 4, 8, 8), "mask": torch.zeros(2, 1, 8, 8)}
     batch["mask"][:, :, :4] = 1
-    network = lambda x, *_, **__: type(
-        "Output", (), {"sample": torch.where(batch["mask"] > 0, 0.0, 1e3).expand(-1, 4, -1, -1)}
-    )
-    quiet = lambda x, *_, **__: type("Output", (), {"sample": torch.zeros(2, 4, 8, 8)})  # noqa: E731
+
+    def network(sample):
+        return lambda *_, **__: argparse.Namespace(sample=sample)
+
+    loud = network(torch.where(batch["mask"] > 0, 0.0, 1e3).expand(-1, 4, -1, -1))
+    quiet = network(torch.zeros(2, 4, 8, 8))
     values = [
         harmonizer.Objective("epsilon", torch.zeros(1, 3))(net, batch, torch.Generator().manual_seed(0))[0]
-        for net in (network, quiet)
+        for net in (loud, quiet)
     ]
     assert values[0].item() == pytest.approx(values[1].item())
 
@@ -275,7 +291,7 @@ def test_crops_keep_a_foreground(dataset):
 
 
 def test_cache_is_made_anew_for_other_data(dataset, tmp_path):
-    args = argparse.Namespace(dataset=dataset, list="IHD_train.txt", size=64, seed=0, workers=0)
+    settings = recipe.Settings(workers=0)
     pairs = data.Pairs(dataset, "IHD_train.txt", 64)
     calls = []
 
@@ -285,7 +301,7 @@ def test_cache_is_made_anew_for_other_data(dataset, tmp_path):
 
     for repeats, wanted in ((1, [6]), (1, []), (2, [8, 4])):  # twelve samples are two batches
         calls.clear()
-        cached = cache.Cached(tmp_path / "c.safetensors", pairs, args, repeats, make, torch.uint8, {})
+        cached = cache.Cached(tmp_path / "c.safetensors", pairs, settings, repeats, make, torch.uint8, {})
         assert len(cached) == 6 * repeats
         assert list(map(len, calls)) == [*wanted, 1]  # the last: what the file must look like
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
@@ -303,11 +319,11 @@ def test_cache_is_made_anew_for_other_data(dataset, tmp_path):
     ids=["lacks", "too few", "dtype", "has more", "cut short"],
 )
 def test_a_cache_that_is_not_its_own_is_refused(dataset, tmp_path, damage):
-    args = argparse.Namespace(dataset=dataset, list="IHD_train.txt", size=64, seed=0, workers=0)
+    settings = recipe.Settings(workers=0)
     pairs, path = data.Pairs(dataset, "IHD_train.txt", 64), tmp_path / "c.safetensors"
 
     def cached():
-        return cache.Cached(path, pairs, args, 1, lambda batch, seeds: batch, torch.uint8, {})
+        return cache.Cached(path, pairs, settings, 1, lambda batch, seeds: batch, torch.uint8, {})
 
     cached()
     if damage is None:
@@ -338,121 +354,181 @@ def refused(arguments, capsys) -> str:
     return lines[0]
 
 
-NUMBERS = {
+TRAINERS = {
+    "train-color-regressor": color_regressor,
+    "train-autoencoder": autoencoder,
+    "train-harmony-vae": harmony_vae,
+    "train-harmonizer": harmonizer,
+    "train-refiner": refiner,
+}
+FLAGS = {
     "--steps": ["0", "-1", "1e3", "x", "", "1.5", "9" * 5000, "nan"],
     "--batch-size": ["0", "-1", "1000000000000"],
-    "--gradient-accumulation": ["0", "-2"],
-    "--log-every": ["0", "-1"],
-    "--checkpoint-every": ["0", "-1"],
-    "--sample-every": ["-1"],
-    "--keep-checkpoints": ["-1"],
-    "--warmup": ["-1"],
     "--workers": ["-1", "100000"],
     "--seed": ["-1", "1.5", str(2**63)],
-    "--learning-rate": ["0", "-1", "nan", "inf", "-inf", "2", "x"],
-    "--weight-decay": ["-0.1", "nan", "2"],
-    "--gradient-norm": ["0", "-1", "nan", "inf"],
-    "--ema-decay": ["1", "1.5", "-0.1", "nan"],
 }
-OWN_NUMBERS = {
-    "train-autoencoder": {
-        "--widths": ["0 32 32 32", "32 32 32 -32", "32 32 32 99999"],
-        "--groups": ["0", "-8"],
-        "--layers": ["0", "-1", "1000000000"],
-        "--size": ["0", "-8", "8", "60", "100000"],
-        "--kl-weight": ["-1", "nan", "inf"],
-        "--color-weight": ["-1", "nan"],
-    },
-    "train-harmonizer": {
-        "--widths": ["0 32 32 32"],
-        "--groups": ["0", "-8"],
-        "--heads": ["0", "-8"],
-        "--layers": ["0"],
-        "--size": ["0", "-64", "60", "32", "1000000"],
-        "--null-text": ["0 64", "8 -1", "8 10000000"],
-        "--sampler-share": ["-0.1", "1.1", "nan"],
-        "--colors-share": ["-0.1", "1.1", "nan"],
-        "--background-weight": ["-1", "inf"],
-    },
-    "train-color-regressor": {"--size": ["0", "-64", "32", "80", "100000", "x"]},
-    "train-refiner": {
-        "--widths": ["0", "32 0"],
-        "--groups": ["0"],
-        "--layers": ["0"],
-        "--in-channels": ["5"],
-        "--size": ["0", "-1", "100000"],
-        "--resolution": ["-1", "8", "100000"],
-        "--crop": ["-8", "30"],
-        "--cache-outputs": ["-1"],
-        "--limit": ["-1"],
-    },
+OWN_FLAGS = {
+    "train-color-regressor": {**FLAGS, "--size": ["0", "-64", "32", "80", "100000", "x"]},
+    "train-autoencoder": {**FLAGS, "--size": ["0", "-8", "8", "60", "100000"]},
+    "train-harmony-vae": {**FLAGS, "--size": ["0", "60"]},
+    "train-harmonizer": {**FLAGS, "--size": ["0", "-64", "60", "32", "1000000"]},
+    "train-refiner": {**FLAGS, "--size": ["0", "-1", "100000"]},
     "make-composites": {
         "--seed": ["-1", "x"],
         "--test-share": ["1", "2", "-0.1", "nan"],
-        "--strength": ["0", "9", "nan"],
+        "--local-share": ["-0.1", "1.1", "nan"],
         "--size": ["-1", "10000000"],
         "--per-mask": ["0", "-1"],
-        "--per-source-limit": ["-1"],
-        "--unmasked-regions": ["-1"],
-        "--limit": ["-1"],
         "--workers": ["0", "-1"],
     },
 }
 
 
-@pytest.mark.parametrize("command", OWN_NUMBERS)
-def test_every_number_has_a_range(command, tmp_path, capsys):
+@pytest.mark.parametrize("command", OWN_FLAGS)
+def test_every_flag_has_a_range(command, tmp_path, capsys):
     """No file named here is there: a number is refused before anything is looked at."""
-    required = {"train-refiner": ["--from", "none"]}.get(command, [])
+    required = ["--from", "none"] if command in ("train-refiner", "train-harmony-vae") else []
     place = [str(tmp_path / "run")] if command == "make-composites" else ["none", "--output", str(tmp_path / "run")]
-    numbers = OWN_NUMBERS[command] | ({} if command == "make-composites" else NUMBERS)
-    for option, values in numbers.items():
+    for option, values in OWN_FLAGS[command].items():
         for value in values:
-            line = refused([command, *place, *required, option, *(value.split(" "))], capsys)
+            line = refused([command, *place, *required, option, value], capsys)
             assert f"argument {option}: " in line, (option, value, line)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", OWN_NUMBERS)
-def test_no_number_is_left_out(command):
-    """Every option that takes a number is in the tables above."""
+@pytest.mark.parametrize("command", OWN_FLAGS)
+def test_there_are_few_flags_and_each_is_tried(command):
     parser = _parser([command])._subparsers._group_actions[0].choices[command]
-    known = OWN_NUMBERS[command] | ({} if command == "make-composites" else NUMBERS)
-    numeric = {
-        action.option_strings[0]
-        for action in parser._actions
-        if isinstance(action.default, (int, float, tuple)) and not isinstance(action.default, bool)
-    }
-    assert numeric <= known.keys()
-    assert not [action for action in parser._actions if action.type in (int, float) and not action.choices]
+    flags = {action.option_strings[0] for action in parser._actions if action.option_strings} - {"-h"}
+    assert len(flags) <= 12
+    words = {"--config", "--output", "--mixed-precision", "--from", "--vae", "--colors", "--list"}
+    words |= {"--index", "--photos", "--masks", "--unmasked"}
+    assert flags - words == OWN_FLAGS[command].keys()
+
+
+BAD = {
+    "number": [True, "5", [5], -1e300, math.nan, math.inf],
+    "numbers": [5, [], [0, 0, 0, 0], [True] * 4, ["32"] * 4, [32, 32, 32, 99999]],
+    "choice": ["of no kind", 5, [], True],
+    "switch": [0, 1, "true"],
+    "names": ["davis", [5], 5],
+}
+
+
+@pytest.mark.parametrize("command", TRAINERS)
+def test_every_setting_of_a_recipe_has_a_range(command, tmp_path, capsys):
+    """The kind of a field is told by its default."""
+    part = command.removeprefix("train-").replace("-", "_")
+    for field in dataclasses.fields(TRAINERS[command].Settings):
+        kind = {bool: "switch", str: "choice", type(None): "choice", tuple: "numbers"}.get(
+            type(field.default), "number"
+        )
+        kind = {"hold_out": "names", "in_channels": "choice"}.get(field.name, kind)
+        for value in BAD[kind]:
+            with pytest.raises(argparse.ArgumentTypeError):
+                field.metadata["read"](value)
+        assert field.metadata["help"]
+    runs.write_recipe(tmp_path / "bad.toml", part, {"warmup": -1})
+    required = ["--from", "none"] if command in ("train-refiner", "train-harmony-vae") else []
+    config = ["--config", str(tmp_path / "bad.toml"), "--output", str(tmp_path / "run")]
+    line = refused([command, "none", *required, *config], capsys)
+    assert f"bad.toml, [{part}]: warmup must be a whole number from 0" in line
+
+
+@pytest.mark.parametrize("name", recipe.bundled())
+def test_the_shipped_recipes_are_read(name):
+    """Every table is a trainer's."""
+    tables = recipe._read(recipe.RECIPES / f"{name}.toml")
+    for part, table in tables.items():
+        settings = TRAINERS["train-" + part.replace("_", "-")].Settings
+        found = recipe.settle(settings, part, argparse.Namespace(config=name, seed=7, steps=None))
+        assert found.seed == 7 and found.steps == table["steps"]
+    assert name != "small" or len(tables) == len(TRAINERS)
+
+
+def test_the_shipped_recipes_train_every_part(dataset, tmp_path):
+    """At a tiny size, for two steps, each on the files of the ones before."""
+    tiny = {"steps": 2, "batch_size": 2, "size": 64, "workers": 0, "sample_every": 2, "warmup": 1, "crop": 32}
+    colors, vae, stage1 = (
+        tmp_path / name
+        for name in (
+            "color_regressor/color_regressor.safetensors",
+            "autoencoder/vae.safetensors",
+            "harmonizer/harmonizer.safetensors",
+        )
+    )
+    runs_of = [
+        ("small", "color_regressor", [dataset]),
+        ("small", "autoencoder", [dataset]),
+        ("small", "harmony_vae", [dataset, "--from", vae]),
+        ("small", "harmonizer", [dataset, "--vae", vae, "--colors", colors]),
+        ("small", "refiner", [dataset, "--from", stage1]),
+        ("published", "harmonizer", [dataset, "--from", stage1]),
+        ("published", "refiner", [dataset, "--from", stage1]),
+    ]
+    for name, part, arguments in runs_of:
+        table = recipe._read(recipe.RECIPES / f"{name}.toml")[part]
+        settings = table | {key: value for key, value in tiny.items() if key != "crop" or key in table}
+        if (name, part) == ("published", "refiner"):
+            settings |= {"resolution": 64, "widths": [32, 32]}
+        output = tmp_path / (part if name == "small" else f"{name}-{part}")
+        command = "train-" + part.replace("_", "-")
+        line = runs.command(command, *arguments, output=output, **settings)
+        assert runs.run(line, tmp_path / "stderr") == 0, (tmp_path / "stderr").read_text()
+        assert list(output.glob("*.safetensors")) and list(output.glob("samples/*.jpg"))
+    found = checkpoint.read(tmp_path / "refiner/diffharmony.safetensors")
+    assert found.prediction_type == "sample" and found.refiner.config["in_channels"] == 7
+    assert all((found.unet, found.vae, found.refiner, found.color_regressor))
+
+
+BAD_RECIPES = {
+    "no TOML": ("text", "no recipe"),
+    "another part": ("[autoencoder]\n[harmoniser]", "no part 'harmoniser'"),
+    "no such part": ("[refiner]\nsteps = 5", "no table [autoencoder]; it has refiner"),
+    "no table": ("autoencoder = 5", "no table [autoencoder]"),
+    "unknown": ("[autoencoder]\nlearnrate = 5", "no setting 'learnrate'; known are steps, batch_size, learning_rate"),
+    "a long number": ("[autoencoder]\nsteps = " + "9" * 5000, "bad.toml"),
+    "deep": ("a = " + "[" * 100_000, "no recipe"),
+    "no UTF-8": ("\udcff", "no recipe"),
+    "gone": (None, "no recipe"),
+}
+
+
+@pytest.mark.parametrize("text, words", BAD_RECIPES.values(), ids=BAD_RECIPES)
+def test_a_bad_recipe_is_one_line(tmp_path, capsys, text, words):
+    path = tmp_path / "bad.toml"
+    if text is not None:
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    arguments = ["train-autoencoder", "none", "--config", str(path), "--output", str(tmp_path / "run")]
+    assert words in refused(arguments, capsys)
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, settings, words",
     [
-        (["train-harmonizer", "{dataset}", "--size", "64"], "No VAE"),
-        (["train-harmonizer", "{dataset}", "--size", "60", "--vae", "{vae}"], "multiple of 64"),
-        (["train-harmonizer", "{dataset}", "--size", "64", "--from", "{vae}"], "no 9-channel UNet"),
-        (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--list", "none.txt"], "none.txt"),
-        (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--groups", "24"], "--groups 24"),
-        (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--heads", "24"], "--heads 24"),
-        (["train-harmonizer", "{dataset}", "--vae", "{vae}", "--mixed-precision", "fp16"], "--mixed-precision"),
-        (["train-autoencoder"], "No photos"),
-        (["train-autoencoder", "none"], "none"),
-        (["train-autoencoder", "{dataset}", "--groups", "32"], "--groups 32"),
-        (["train-autoencoder", "--harmony", "{dataset}"], "--from"),
-        (["train-autoencoder", "{dataset}", "--harmony", "{dataset}", "--from", "{vae}"], "leave out one"),
-        (["train-autoencoder", "{dataset}", "--output", "{vae}"], "not a folder"),
-        (["train-autoencoder", "{dataset}", "--output", "{vae}/run"], "not a folder"),
-        (["train-refiner", "{dataset}", "--from", "{vae}", "--crop", "30"], "--crop"),
-        (["train-refiner", "{dataset}", "--from", "{vae}", "--size", "64", "--crop", "72"], "--crop"),
-        (["train-refiner", "{dataset}", "--from", "{stage1}", "--size", "60"], "--size must be a multiple of 8"),
-        (["train-refiner", "{dataset}", "--from", "{stage1}", "--widths", "48"], "multiples of norm_num_groups"),
+        (["train-harmonizer", "{dataset}", "--size", "64"], {}, "No VAE"),
+        (["train-harmonizer", "{dataset}", "--size", "60", "--vae", "{vae}"], {}, "multiple of 64"),
+        (["train-harmonizer", "{dataset}", "--size", "64", "--from", "{vae}"], {}, "no 9-channel UNet"),
+        (["train-harmonizer", "{dataset}", "--size", "64", "--vae", "{vae}", "--list", "none.txt"], {}, "none.txt"),
+        (["train-harmonizer", "{dataset}", "--vae", "{vae}"], {"groups": 24}, "groups (24)"),
+        (["train-harmonizer", "{dataset}", "--vae", "{vae}"], {"heads": 24}, "heads (24)"),
+        (["train-harmonizer", "{dataset}", "--vae", "{vae}", "--mixed-precision", "fp16"], {}, "--mixed-precision"),
+        (["train-autoencoder"], {}, "photos"),
+        (["train-autoencoder", "none"], {}, "none"),
+        (["train-autoencoder", "{dataset}"], {"groups": 32}, "groups (32)"),
+        (["train-harmony-vae", "{dataset}"], {}, "--from"),
+        (["train-autoencoder", "{dataset}", "--output", "{vae}"], {}, "not a folder"),
+        (["train-autoencoder", "{dataset}", "--output", "{vae}/run"], {}, "not a folder"),
+        (["train-refiner", "{dataset}", "--from", "{vae}"], {"crop": 30}, "crop must be a multiple of 8"),
+        (["train-refiner", "{dataset}", "--from", "{vae}"], {"size": 64, "crop": 72}, "crop (72)"),
+        (["train-refiner", "{dataset}", "--from", "{stage1}"], {"size": 60}, "size must be a multiple of 8"),
+        (["train-refiner", "{dataset}", "--from", "{stage1}"], {"widths": [48]}, "multiples of norm_num_groups"),
+        (["train-refiner", "{dataset}", "--from", "{stage1}"], {"resolution": 8}, "resolution must be at least"),
     ],
 )
-def test_bad_input_is_one_line(dataset, vae, stage1, tmp_path, capsys, arguments, words):
-    arguments = [argument.format(dataset=dataset, vae=vae, stage1=stage1) for argument in arguments]
-    assert words in refused([arguments[0], "--output", str(tmp_path / "run"), *arguments[1:]], capsys)
+def test_bad_input_is_one_line(dataset, vae, stage1, tmp_path, capsys, arguments, settings, words):
+    name, *rest = [argument.format(dataset=dataset, vae=vae, stage1=stage1) for argument in arguments]
+    assert words in refused(runs.command(name, *rest, output=tmp_path / "run", **settings), capsys)
 
 
 def test_a_vae_of_another_scale_is_refused(dataset, tmp_path, capsys):
@@ -494,10 +570,10 @@ BAD_PICTURES = {
 def test_a_bad_picture_is_named_in_one_line(vae, tmp_path, capsys, damage, workers):
     """That of one which no sample sheet shows: it is read for training alone, here or by a worker."""
     dataset = runs.make_dataset(tmp_path / "data", pairs=18)
-    options = ("--workers", workers, "--sample-every", 0, "--checkpoint-every", 100)
+    options = {"workers": workers, "sample_every": 0, "checkpoint_every": 100}
     photo, mask = (dataset / "Small" / name for name in ("real_images/p5.png", "masks/p5_1.png"))
-    stage1 = runs.harmonizer(dataset, vae, *options, output=tmp_path / "run", steps=9)
-    alone = runs.autoencoder(dataset, *options, output=tmp_path / "photos", steps=9)
+    stage1 = runs.harmonizer(dataset, vae, output=tmp_path / "run", steps=9, **options)
+    alone = runs.autoencoder(dataset, output=tmp_path / "photos", steps=9, **options)
     for path, arguments in ((photo, stage1), (mask, stage1), (photo, alone)):
         if arguments == alone and damage in (BAD_PICTURES["gone"], BAD_PICTURES["of other proportions"]):
             continue
@@ -539,21 +615,21 @@ def test_pictures_are_read_as_everywhere(dataset, tmp_path, kind, change, what):
 def test_empty_masks_end_a_training(vae, stage1, tmp_path, capsys):
     dataset = runs.make_dataset(tmp_path / "data", mask=0)
     output = tmp_path / "run"
-    quick = ("--sample-every", "0")
-    for more in ((), ("--background-weight", "1")):  # the loss is zero, and is not
-        line = refused(runs.harmonizer(dataset, vae, *quick, *more, output=output, steps=30), capsys)
+    for weight in (0, 1):  # the loss is zero, and is not
+        settings = {"sample_every": 0, "background_weight": weight}
+        line = refused(runs.harmonizer(dataset, vae, output=output, steps=30, **settings), capsys)
         assert "masks of the last 10 batches are empty" in line and not (output / "harmonizer.safetensors").exists()
         assert loop.checkpoints(output)[-1].name == "checkpoint-8"  # the check comes before the tenth step's
         shutil.rmtree(output)
     for arguments in (
-        runs.refiner(dataset, stage1, *quick, output=output),
-        harmony(dataset, vae, *quick, output=output),
+        runs.refiner(dataset, stage1, output=output, sample_every=0),
+        runs.harmony_vae(dataset, vae, output=output, sample_every=0),
     ):
         assert "masks of the last 4 batches are empty" in refused(arguments, capsys)
         assert not list(output.glob("*.safetensors"))
         shutil.rmtree(output)
     for arguments in (
-        runs.harmonizer(dataset, vae, "--made", output=output),
+        runs.harmonizer(dataset, vae, output=output, made=True),
         runs.color_regressor(dataset, output=output),
     ):
         assert "no foreground in any mask" in refused(arguments, capsys)
@@ -569,13 +645,12 @@ class Numbers:
         return {"x": torch.full((1,), float(index))}
 
 
-def train_line(output, steps, loss, export, *more):
+def train_line(output, steps, loss, export, **more):
     """The loop itself, with a line through these numbers as its model, which is returned."""
-    arguments = [*runs.command("train-autoencoder", "none", output=output, steps=steps), *more]
-    args = _parser(arguments).parse_args(arguments)
-    loop.seeded(args)
+    settings = recipe.Settings(**{**runs.SMALL, "steps": steps, **more})
+    loop.seeded(settings)
     line = torch.nn.Linear(1, 1)
-    loop.train(args, line, Numbers(), loss, export=export)
+    loop.train(settings, output, line, Numbers(), loss, export=export)
     return line
 
 
@@ -617,6 +692,6 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_kept(tmp_path):
         calls.append(1)
         return model(batch["x"]).square().mean() * (torch.nan if len(calls) == 4 else 1.0), {}
 
-    with pytest.raises(ValueError, match=r"became nan at step 3.*--learning-rate"):
-        train_line(tmp_path / "run", 9, loss, lambda model: None, "--log-every", "100")
+    with pytest.raises(ValueError, match=r"became nan at step 3.*learning_rate"):
+        train_line(tmp_path / "run", 9, loss, lambda model: None, log_every=100)
     assert [path.name for path in loop.checkpoints(tmp_path / "run")] == ["checkpoint-2"]

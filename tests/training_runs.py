@@ -1,5 +1,6 @@
 """What the tests of the trainers share: a tiny data set, short runs, and runs in a process that is killed."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -14,8 +15,16 @@ from PIL import Image
 
 from diffharmony_models.__main__ import main
 
-SMALL = "--batch-size 2 --workers 0 --log-every 1 --sample-every 2 --checkpoint-every 2 --learning-rate 1e-3 --warmup 1"
-WIDTHS = ("--widths", "32", "32", "32", "32")
+SMALL = {
+    "batch_size": 2,
+    "workers": 0,
+    "log_every": 1,
+    "sample_every": 2,
+    "checkpoint_every": 2,
+    "learning_rate": 1e-3,
+    "warmup": 1,
+}
+WIDTHS = [32, 32, 32, 32]
 
 
 def make_dataset(root: Path, mask: int = 255, pairs: int = 6) -> Path:
@@ -39,25 +48,41 @@ def make_dataset(root: Path, mask: int = 255, pairs: int = 6) -> Path:
     return root
 
 
-def command(name: str, *arguments: object, output: Path, steps: int = 4) -> list[str]:
-    return [name, *SMALL.split(), "--output", str(output), "--steps", str(steps), *map(str, arguments)]
+def command(name: str, *arguments: object, output: Path, steps: int = 4, **settings: object) -> list[str]:
+    """A trainer's command line, with a recipe of these settings beside its output."""
+    part = name.removeprefix("train-").replace("-", "_")
+    path = output.with_name(f"{output.name}-{part}.toml")
+    write_recipe(path, part, {**SMALL, "steps": steps, **settings})
+    return [name, "--config", str(path), "--output", str(output), *map(str, arguments)]
+
+
+def write_recipe(path: Path, part: str, settings: dict[str, object]) -> None:
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    path.write_text("\n".join([f"[{part}]", *lines]))
 
 
 def autoencoder(dataset: Path, *more: object, **run) -> list[str]:
-    return command("train-autoencoder", dataset / "Small/real_images", "--size", 32, *WIDTHS, *more, **run)
+    photos = dataset / "Small/real_images"
+    return command("train-autoencoder", photos, *more, **{"size": 32, "widths": WIDTHS, "groups": 8, **run})
+
+
+def harmony_vae(dataset: Path, vae: Path, *more: object, **run) -> list[str]:
+    return command("train-harmony-vae", dataset, "--from", vae, *more, **{"size": 32, **run})
 
 
 def color_regressor(dataset: Path, *more: object, **run) -> list[str]:
-    return command("train-color-regressor", dataset, "--size", 64, *more, **run)
+    return command("train-color-regressor", dataset, *more, **{"size": 64, **run})
 
 
 def harmonizer(dataset: Path, vae: Path, *more: object, **run) -> list[str]:
-    sampling = ("--prediction-type", "v_prediction", "--sampler-share", "0.5")
-    return command("train-harmonizer", dataset, "--vae", vae, "--size", 64, *WIDTHS, *sampling, *more, **run)
+    settings = {"size": 64, "widths": WIDTHS, "prediction_type": "v_prediction", "sampler_share": 0.5}
+    return command("train-harmonizer", dataset, "--vae", vae, *more, **{**settings, **run})
 
 
 def refiner(dataset: Path, stage1: Path, *more: object, **run) -> list[str]:
-    return command("train-refiner", dataset, "--from", stage1, "--size", 64, *WIDTHS, "--layers", 1, *more, **run)
+    return command(
+        "train-refiner", dataset, "--from", stage1, *more, **{"size": 64, "widths": WIDTHS, "layers": 1, **run}
+    )
 
 
 def losses(output: Path) -> list[tuple[int, float]]:
@@ -129,10 +154,10 @@ def _die(place: str, number: str) -> None:
     learning_rate, save_file, write_bytes = loop.learning_rate, state.save_file, Path.write_bytes
     written = []
 
-    def begin(at, args):
+    def begin(at, settings):
         if place == "before" and at == int(number):
             os.kill(os.getpid(), signal.SIGKILL)
-        return learning_rate(at, args)
+        return learning_rate(at, settings)
 
     def save(tensors, path, metadata):
         save_file(tensors, path, metadata)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 # (expansion, kernel, stride, width, repeats) of EfficientNet-lite0's stages after its 32-wide stem.
 STAGES = (
     (1, 3, 1, 16, 1),

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from . import looks
 
 KINDS = ("look", "retouch", "transfer", "dull", "none")
+SHARES = (0.25, 0.35, 0.25, 0.1, 0.05)
 
 
 class Pairs(NamedTuple):
@@ -36,7 +37,7 @@ def make(
     generator: torch.Generator,
     reference: tuple[torch.Tensor, torch.Tensor] | None = None,
     *,
-    shares: tuple[float, ...] = (0.25, 0.35, 0.25, 0.1, 0.05),
+    shares: tuple[float, ...] = SHARES,
     local_share: float = 0.3,
     jitter: float = 0.6,
     jpeg: float = 0.5,
@@ -184,10 +185,12 @@ _TABLE = (
 
 
 def jpeg_like(image: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
-    """What JPEG of a quality [B, 1] (50 to 100) does to pictures [B, 3, H, W] whose sides divide by 8: DCT, quantise,
-    back.
+    """What JPEG of a quality [B, 1] (50 to 100) does to pictures [B, 3, H, W]: DCT of blocks of 8 x 8, quantise, back.
+
+    Pictures whose sides do not divide by 8 go on beyond their edges as an encoder lets them.
     """
-    device = image.device
+    device, (own_height, own_width) = image.device, image.shape[-2:]
+    image = F.pad(image, (0, -own_width % 8, 0, -own_height % 8), mode="replicate")
     order = torch.arange(8, device=device, dtype=torch.float32)
     basis = torch.cos((2 * order[None] + 1) * order[:, None] * torch.pi / 16) * 0.5
     basis[0] = 8**-0.5
@@ -204,4 +207,4 @@ def jpeg_like(image: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     x = torch.einsum("ui,bchiwj,vj->bchuwv", basis, x, basis)
     x = (x / steps).round() * steps
     x = torch.einsum("ui,bchuwv,vj->bchiwj", basis, x, basis).reshape(-1, 3, height * width)
-    return ((torch.linalg.inv(to_ycc) @ x + 128) / 255).clamp(0, 1).view_as(image)
+    return ((torch.linalg.inv(to_ycc) @ x + 128) / 255).clamp(0, 1).view_as(image)[..., :own_height, :own_width]

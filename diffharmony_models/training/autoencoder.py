@@ -1,7 +1,8 @@
-"""`train-autoencoder`: a small f8 VAE from nothing, fine-tuning of a given one, or the Harmony-VAE from a VAE."""
+"""`train-autoencoder`: a small f8 VAE from nothing, or the fine-tuning of a given one."""
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,89 +12,57 @@ import torch.nn.functional as F
 from .. import checkpoint
 from ..errors import InputError
 from ..numbers import real, whole
-from . import data, loop, sheets
+from . import data, loop, recipe, sheets
 
 SCALING_FACTOR = 0.18215
 # Added under the root of a sample's mean squared error, so that a perfect sample's slope stays finite.
 ROOT_FLOOR = 1e-5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings(recipe.Settings):
+    """`[autoencoder]` of a recipe. Widths, groups and layers are those of a new VAE.
+
+    With one or two channels a normalisation group a picture's mean colour would be normalised away, so there are at
+    most as many groups as a quarter of the first width.
+    """
+
+    learning_rate: float = recipe.number(5e-4, real(0, 1, above=True), "peak learning rate")
+    widths: tuple[int, ...] = recipe.several((32, 32, 64, 128), whole(1, 2048), "channels of the levels", count=4)
+    groups: int = recipe.number(8, whole(1, 1024), "normalisation groups")
+    layers: int = recipe.number(1, whole(1, 16), "residual layers a level")
+    size: int = recipe.number(128, whole(16, 2048, multiple_of=8), "side of the crops, a multiple of 8")
+    kl_weight: float = recipe.number(1e-6, real(0, 1e6), "weight of the KL term")
+    color_weight: float = recipe.number(1.0, real(0, 1e6), "weight of the L1 between 8 times reduced pictures")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "photos",
         type=Path,
-        nargs="*",
+        nargs="+",
         help="what make-composites wrote (its test photos are left out, also of the other sources), folders of photos, "
-        "index files (.jsonl); not with --harmony",
-    )
-    parser.add_argument(
-        "--harmony",
-        type=Path,
-        metavar="DATASET",
-        help="train the Harmony-VAE of --from on this iHarmony4-shaped data set",
-    )
-    parser.add_argument(
-        "--list",
-        type=Path,
-        default=Path("IHD_train.txt"),
-        help="with --harmony: the list in DATASET (default %(default)s)",
+        "index files (.jsonl)",
     )
     parser.add_argument(
         "--from", dest="start", type=Path, help="checkpoint whose VAE is trained on (default: a new one)"
     )
-    parser.add_argument(
-        "--widths",
-        type=whole(1, 2048),
-        nargs=4,
-        default=(32, 32, 64, 128),
-        help="of a new VAE, multiples of 32 (default %(default)s)",
-    )
-    parser.add_argument(
-        "--groups",
-        type=whole(1, 1024),
-        default=8,
-        help="normalisation groups of a new VAE; with one or two channels a "
-        "group a picture's mean colour would be normalised away, so at most a quarter of the first width (default %(default)s)",
-    )
-    parser.add_argument(
-        "--layers", type=whole(1, 16), default=1, help="residual layers a level of a new VAE (default %(default)s)"
-    )
-    parser.add_argument(
-        "--size",
-        type=whole(16, 2048, multiple_of=8),
-        default=128,
-        help="side of the crops, a multiple of 8 (default %(default)s)",
-    )
-    parser.add_argument(
-        "--kl-weight", type=real(0, 1e6), default=1e-6, help="weight of the KL term (default %(default)s)"
-    )
-    parser.add_argument(
-        "--color-weight",
-        type=real(0, 1e6),
-        default=1.0,
-        help="weight of the L1 between 8 times reduced pictures (default %(default)s)",
-    )
-    loop.add_arguments(parser, steps=20_000, batch_size=8, learning_rate=5e-4)
+    loop.add_arguments(parser, Settings, "size")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains and writes OUTPUT/vae.safetensors (or OUTPUT/harmony_vae.safetensors)."""
-    loop.seeded(args)
-    if not args.start and (4 * args.groups > min(args.widths) or any(width % args.groups for width in args.widths)):
+    """Trains and writes OUTPUT/vae.safetensors."""
+    settings = recipe.settle(Settings, "autoencoder", args)
+    loop.seeded(settings)
+    groups, widths = settings.groups, settings.widths
+    if not args.start and (4 * groups > min(widths) or any(width % groups for width in widths)):
         raise InputError(
-            f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it, at least four times it"
-        )
-    if args.harmony and args.photos:
-        raise InputError("Photos are not used with --harmony, which learns from its data set; leave out one of the two")
-    if args.harmony:
-        return _run_harmony(args)
-    if not args.photos:
-        raise InputError(
-            "No photos were given: name folders of photos or index files, or --harmony DATASET with --from CHECKPOINT"
+            f"The recipe's groups ({groups}) do not fit its widths {list(widths)}: every width must be a multiple of "
+            "them, at least four times as much."
         )
     paths = data.training_photos(args.photos)
-    vae = _start(args)
-    photos = data.Photos(paths, args.size)
+    vae = start(args.start) if args.start else _new(settings)
+    photos = data.Photos(paths, settings.size)
 
     def loss(
         model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
@@ -103,7 +72,9 @@ def run(args: argparse.Namespace) -> None:
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
         error = (decoded.float() - target).square().mean(dim=(1, 2, 3))
         value = (
-            (error + ROOT_FLOOR).sqrt().mean() + args.color_weight * color_loss(decoded, target) + args.kl_weight * kl
+            (error + ROOT_FLOOR).sqrt().mean()
+            + settings.color_weight * color_loss(decoded, target)
+            + settings.kl_weight * kl
         )
         return value, {"kl": kl, "psnr": -10 * torch.log10(error / 4).mean()}
 
@@ -114,12 +85,12 @@ def run(args: argparse.Namespace) -> None:
         ][:8]
     )
 
-    def sample(model, step):
+    def sample(model: torch.nn.Module, step: int) -> None:
         with torch.no_grad():
             decoded = model.decode_mode(fixed.to(next(model.parameters()).device) * 2 - 1)
         sheets.save([fixed, decoded.cpu() / 2 + 0.5], args.output / "samples" / f"{step:07d}.jpg")
 
-    def export(model):
+    def export(model: torch.nn.Module) -> None:
         normalize_latents(
             model.vae, (photos.get(i, np.random.default_rng((17, i)))["image"] for i in range(min(512, len(photos))))
         )
@@ -127,22 +98,24 @@ def run(args: argparse.Namespace) -> None:
         checkpoint.write(checkpoint.Checkpoint(name="vae", vae=part), args.output / "vae.safetensors")
 
     vae.to(memory_format=torch.channels_last)
-    loop.train(args, Autoencoder(vae), photos, loss, export=export, sample=sample)
+    loop.train(settings, args.output, Autoencoder(vae), photos, loss, export=export, sample=sample)
 
 
 class Autoencoder(torch.nn.Module):
     """Encode, sample, decode in one forward pass, so that one wrapper serves data-parallel training."""
 
-    def __init__(self, vae):
+    def __init__(self, vae: torch.nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, images, generator=None):
+    def forward(
+        self, images: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         posterior = self.vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator, device=images.device)
         return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior.mean, posterior.logvar
 
-    def decode_mode(self, images):
+    def decode_mode(self, images: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(self.vae.encode(images).latent_dist.mode()).sample
 
 
@@ -151,21 +124,24 @@ def color_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(decoded - target, 8).abs().mean()
 
 
-def _start(args):
+def start(path: Path) -> torch.nn.Module:
+    """The VAE that a training starts from."""
+    part = checkpoint.read(path).vae
+    if part is None:
+        raise InputError(f"{path} holds no VAE; --from wants a checkpoint with one")
+    return checkpoint.build_vae(part).float().train()
+
+
+def _new(settings: Settings) -> torch.nn.Module:
     from diffusers.models import AutoencoderKL
 
-    if args.start:
-        part = checkpoint.read(args.start).vae
-        if part is None:
-            raise InputError(f"{args.start} holds no VAE; --from wants a checkpoint with one")
-        return checkpoint.build_vae(part).float().train()
     vae = AutoencoderKL(
-        block_out_channels=tuple(args.widths),
-        layers_per_block=args.layers,
+        block_out_channels=settings.widths,
+        layers_per_block=settings.layers,
         latent_channels=4,
-        norm_num_groups=args.groups,
+        norm_num_groups=settings.groups,
         scaling_factor=SCALING_FACTOR,
-        sample_size=args.size,
+        sample_size=settings.size,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
@@ -181,7 +157,7 @@ SLOPE = 1.09
 
 
 @torch.no_grad()
-def block_means(vae) -> None:
+def block_means(vae: torch.nn.Module) -> None:
     """Starts a new VAE, in place, as the codec that keeps each 8×8 block's mean colour in its first three latents.
 
     From random weights a small VAE spends thousands of steps on brightness alone before it finds colour, which is what
@@ -190,14 +166,14 @@ def block_means(vae) -> None:
     """
     carried = [*COLORS, *HIGH, *LOW]
 
-    def pass_on(conv, kernel):
+    def pass_on(conv: torch.nn.Conv2d, kernel: torch.Tensor | float) -> None:
         conv.weight[:, [*HIGH, *LOW]] = 0
         conv.weight[carried] = 0
         conv.bias[carried] = 0
         for channel in carried:
             conv.weight[channel, channel] = kernel
 
-    def anchored(conv, gain):
+    def anchored(conv: torch.nn.Conv2d, gain: float) -> None:
         conv.weight[carried] = 0
         conv.bias[carried] = 0
         for source, channel in enumerate(COLORS):
@@ -278,64 +254,3 @@ def normalize_latents(vae: torch.nn.Module, images: Iterable[torch.Tensor]) -> N
     weight = post.weight.double()
     post.bias.copy_(post.bias.double() - (weight * shift[None, :, None, None]).sum(dim=(1, 2, 3)))
     post.weight.copy_(weight / scale[None, :, None, None])
-
-
-def _run_harmony(args) -> None:
-    """Trains and writes OUTPUT/harmony_vae.safetensors: --from with the Harmony-VAE added."""
-    from ..harmony_vae import HarmonyVAE
-
-    if not args.start:
-        raise InputError("--harmony wants --from CHECKPOINT, the VAE that the Harmony-VAE starts from")
-    start = checkpoint.read(args.start)
-    if start.harmony_vae is not None:
-        vae = checkpoint.build_harmony_vae(start.harmony_vae).float().train()
-    else:
-        vae = HarmonyVAE.from_vae(_start(args)).train()
-    pairs = data.Pairs(args.harmony, args.list, args.size)
-
-    def loss(
-        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        target = batch["real"] * 2 - 1
-        l1 = (model(target, batch["composite"] * 2 - 1, batch["mask"]) - target).abs().mean()
-        return l1, {"l1": l1}
-
-    shown = [
-        pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 6))
-    ][:6]
-
-    def sample(model, step):
-        batch = {
-            name: torch.stack([item[name] for item in shown]).to(next(model.parameters()).device) for name in shown[0]
-        }
-        with torch.no_grad():
-            decoded = model(batch["real"] * 2 - 1, batch["composite"] * 2 - 1, batch["mask"]) / 2 + 0.5
-        sheets.save(
-            [batch["composite"].cpu(), batch["mask"].cpu(), decoded.cpu(), batch["real"].cpu()],
-            args.output / "samples" / f"{step:07d}.jpg",
-        )
-
-    def export(model):
-        start.harmony_vae = checkpoint.part_from(model.vae)
-        checkpoint.write(start, args.output / "harmony_vae.safetensors")
-
-    loop.train(args, Conditioned(vae), pairs, loss, export=export, sample=sample)
-
-
-class Conditioned(torch.nn.Module):
-    """The Harmony-VAE in one forward pass: the real picture's latent (its mode), decoded beside the composite. Images
-    in [-1, 1].
-
-    The encoder of the real picture is frozen, so that the latents stay those that stage 1 was trained on.
-    """
-
-    def __init__(self, vae):
-        super().__init__()
-        self.vae = vae
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-
-    def forward(self, real, composite, mask):
-        with torch.no_grad():
-            latent = self.vae.encode(real).mean
-        return self.vae.decode(latent, self.vae.encode_condition(composite, mask))

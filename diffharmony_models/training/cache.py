@@ -1,6 +1,5 @@
 """What a frozen network makes of the data, computed once before a training and kept in one file beside the run."""
 
-import argparse
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,46 +9,40 @@ import torch
 from safetensors.torch import load_file
 
 from . import data, state
+from .recipe import Settings
 
 
 class Cached:
     """Samples made ahead: every item of `samples` `repeats` times, each time with another augmentation, through `make`.
 
-    The file is written once, whole, and used again when the run goes on; its metadata says what it was made of, and where that
-    differs it is made anew. It is trusted no more than any other file: names, shapes and dtypes must be `make`'s.
-    Floating-point values are kept as float16 or, as a picture in [0, 1] (`dtype` uint8), in 256 levels.
+    The file is written once, whole, and used again when the run goes on; its metadata says what it was made of, and
+    where that differs it is made anew. It is trusted no more than any other file: names, shapes and dtypes must be
+    `make`'s. Floating-point values are kept as float16 or, as a picture in [0, 1] (`dtype` uint8), in 256 levels.
 
     Args:
         path: the file.
         samples: `len(samples)`, `samples.get(index, rng)`.
         make: `make(batch, seeds) -> batch`, a batch of samples in, what is to be kept out; one seed for each sample.
         dtype: float16 or uint8.
-        made_of: what else, beside the data's arguments, decides the content.
+        settings: the training's; their seed decides the augmentation.
+        made_of: what else, beside seed and repeats, decides the content.
     """
 
     def __init__(
         self,
         path: Path,
-        samples,
-        args: argparse.Namespace,
+        samples: data.Samples,
+        settings: Settings,
         repeats: int,
         make: Callable,
         dtype: torch.dtype,
         made_of: dict[str, str],
     ):
-        made_of = {
-            **made_of,
-            "dataset": str(args.dataset),
-            "list": str(args.list),
-            "size": str(args.size),
-            "seed": str(args.seed),
-            "repeats": str(repeats),
-            "samples": str(len(samples)),
-        }
+        made_of = {**made_of, "seed": str(settings.seed), "repeats": str(repeats), "samples": str(len(samples))}
         if not path.exists() or state.metadata(path) != made_of:
-            _write(path, samples, args, repeats, make, dtype, made_of)
+            _write(path, samples, settings, repeats, make, dtype, made_of)
         number = len(samples) * repeats
-        self.tensors = state.read(path, _expected(samples, args.seed, make, dtype, number))
+        self.tensors = state.read(path, _expected(samples, settings.seed, make, dtype, number))
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -69,7 +62,9 @@ def fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _expected(samples, seed: int, make: Callable, dtype: torch.dtype, number: int) -> dict[str, torch.Tensor]:
+def _expected(
+    samples: data.Samples, seed: int, make: Callable, dtype: torch.dtype, number: int
+) -> dict[str, torch.Tensor]:
     """Name, shape and dtype of what the file holds, as `make` answers to the first sample: tensors without content."""
     sample = _Repeated(samples, seed, range(1))[0]
     batch = {name: value[None].to(_device()) for name, value in sample.items() if name != "position"}
@@ -87,8 +82,8 @@ def _device() -> torch.device:
 
 def _write(
     path: Path,
-    samples,
-    args: argparse.Namespace,
+    samples: data.Samples,
+    settings: Settings,
     repeats: int,
     make: Callable,
     dtype: torch.dtype,
@@ -105,9 +100,9 @@ def _write(
             left.unlink()
     processes.wait_for_everyone()
     mine = _Repeated(
-        samples, args.seed, range(processes.process_index, len(samples) * repeats, processes.num_processes)
+        samples, settings.seed, range(processes.process_index, len(samples) * repeats, processes.num_processes)
     )
-    batches = data.load(mine, args.workers, batch_size=8)
+    batches = data.load(mine, settings.workers, batch_size=8)
     total = -(-len(mine) // 8)
     kept: dict[str, list[torch.Tensor]] = {}
     for batch in tqdm(batches, total=total, desc=f"making {path.name}", disable=not processes.is_main_process):
@@ -134,13 +129,13 @@ def _write(
 class _Repeated(torch.utils.data.Dataset):
     """Sample `position % len`, augmented by a generator of the position's own."""
 
-    def __init__(self, samples, seed: int, positions: range):
+    def __init__(self, samples: data.Samples, seed: int, positions: range):
         self.samples, self.seed, self.positions = samples, seed, positions
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, place: int):
+    def __getitem__(self, place: int) -> dict:
         position = self.positions[place]
         sample = self.samples.get(position % len(self.samples), np.random.default_rng((self.seed, 4, position)))
         return {**sample, "position": position}

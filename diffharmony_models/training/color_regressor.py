@@ -6,6 +6,7 @@ heart.
 
 import argparse
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..errors import InputError
 from ..networks import color_regressor as network
 from ..numbers import whole
 from ..synthesis import composites
-from . import data, loop, sheets
+from . import data, loop, recipe, sheets
 
 # Added under the root of a sample's mean squared error: (2.5 / 255)², an error that nobody sees.
 ROOT_FLOOR = 1e-4
@@ -25,32 +26,36 @@ SQUARE_WEIGHT = 8.0
 FROZEN = 3  # the stem and so many stages keep their ImageNet weights: edges and textures are the same here
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings(recipe.Settings):
+    """`[color_regressor]` of a recipe."""
+
+    size: int = recipe.number(160, whole(64, 512, multiple_of=32), "side that the network looks at, a multiple of 32")
+    hold_out: tuple[str, ...] = recipe.names("subsets to leave out, to test on")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="what make-composites wrote: its real pictures and masks are used")
+    parser.add_argument("dataset", type=Path, help="what make-composites wrote: its photos and masks are used")
     parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="list in it (default %(default)s)")
-    parser.add_argument(
-        "--size",
-        type=whole(64, 512, multiple_of=32),
-        default=160,
-        help="side that the network looks at (default %(default)s)",
-    )
-    parser.add_argument("--hold-out", nargs="*", default=[], metavar="SUBSET", help="subsets to leave out, to test on")
-    loop.add_arguments(parser, steps=6_000, batch_size=32, learning_rate=4e-4)
+    loop.add_arguments(parser, Settings, "size")
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/color_regressor.safetensors."""
-    loop.seeded(args)
-    model = network.ColorRegressor(size=args.size)
+    settings = recipe.settle(Settings, "color_regressor", args)
+    loop.seeded(settings)
+    model = network.ColorRegressor(size=settings.size)
     network.load_pretrained(model.backbone, pretrained())
     for name, parameter in model.backbone.named_parameters():
         stage = int(name.split(".")[1]) if name.startswith("stages") else -1
         # Depthwise filters are a tenth of the weights and half of the time of a backward pass on a CPU.
         parameter.requires_grad_(stage >= FROZEN and "depthwise" not in name)
     model.to(memory_format=torch.channels_last)
-    samples = data.Foregrounds(args.dataset, args.list, args.size, args.hold_out)
+    samples = data.Foregrounds(args.dataset, args.list, settings.size, settings.hold_out)
 
-    def loss(model, batch, generator):
+    def loss(
+        model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.autocast(batch["mask"].device.type, enabled=False):
             pair = made(batch, generator)
             before = foreground_error(pair.composite, pair.real, pair.mask)
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
     shown = [samples.get(index, np.random.default_rng((17, index))) for index in range(12)]
 
-    def sample(model, step):
+    def sample(model: torch.nn.Module, step: int) -> None:
         device = next(model.parameters()).device
         batch = {name: torch.stack([item[name] for item in shown]).to(device) for name in shown[0]}
         pair = made(batch, torch.Generator(device).manual_seed(17))
@@ -75,14 +80,14 @@ def run(args: argparse.Namespace) -> None:
             args.output / "samples" / f"{step:07d}.jpg",
         )
 
-    def export(model):
+    def export(model: torch.nn.Module) -> None:
         part = checkpoint.Part(config=dict(model.config), state=model.state_dict())
         checkpoint.write(
             checkpoint.Checkpoint(name=args.output.name, color_regressor=part),
             args.output / "color_regressor.safetensors",
         )
 
-    loop.train(args, model, samples, loss, export=export, sample=sample)
+    loop.train(settings, args.output, model, samples, loss, export=export, sample=sample)
 
 
 @torch.no_grad()

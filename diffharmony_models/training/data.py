@@ -1,7 +1,10 @@
 """The data: photos for the autoencoder, pairs in the shape of iHarmony4 for the two stages."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,14 +13,22 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .. import iharmony, images
 from ..errors import InputError
-from ..synthesis import composites
-from . import sources
+from ..synthesis import composites, sources
 
-THINGS = {"ccp", "coco", "bsds500", "ecssd", "person-seg", "weizmann-horses", "camvid"}
+logger = logging.getLogger(__name__)
+
 MARGIN = 1.25  # pictures are kept in memory at so many times the training size, so that crops stay sharp
 
 
-def load(dataset: Dataset, workers: int, **options) -> Iterator[dict[str, torch.Tensor]]:
+class Samples(Protocol):
+    """What a training draws from: a sample is what its index and a generator for the augmentation say."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]: ...
+
+
+def load(dataset: Dataset, workers: int, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
     """The batches of a dataset, read ahead by so many processes; `options` are DataLoader's.
 
     An InputError met in one of them arrives as it is: torch itself would wrap it into a page of text.
@@ -52,7 +63,8 @@ def _collate(samples: list) -> dict[str, torch.Tensor] | InputError:
 def training_photos(given: list[Path]) -> list[Path]:
     """The photos to train on: those of folders, index files (`.jsonl`) and data sets as `make-composites` writes them.
 
-    Of a data set, the real pictures of its IHD_train.txt, never one of IHD_test.txt. Where one was written by
+    Of a data set, the photos of its IHD_train.txt (the real pictures where no manifest names the photos), never one of
+    IHD_test.txt. Where one was written by
     `make-composites`, what fell on its test side is left out of the other sources, too.
 
     Raises:
@@ -60,7 +72,7 @@ def training_photos(given: list[Path]) -> list[Path]:
     """
     datasets = [source for source in given if sources.is_dataset(source)]
     splits = [sources.read_settings(source) for source in datasets if (source / sources.SETTINGS).is_file()]
-    photos = {path for source in datasets for path in _training_reals(source)}
+    photos = {path for source in datasets for path in _listed_photos(source)}
     for source in given:
         if source not in datasets:
             entries = sources.read_folders(source) if source.is_dir() else sources.read_index(source)
@@ -74,15 +86,23 @@ def training_photos(given: list[Path]) -> list[Path]:
     return sorted(photos)
 
 
-def _training_reals(dataset: Path) -> set[Path]:
+def _listed_photos(dataset: Path) -> set[Path]:
     if not (dataset / sources.LISTS["train"]).is_file():
         raise InputError(f"{dataset} is not finished: start make-composites again, then the training.")
-    reals = {split: set() for split in sources.LISTS}
+    photos: dict[str, set[Path]] = {split: set() for split in sources.LISTS}
+    manifest = sources.read_manifest(dataset)
     for split, name in sources.LISTS.items():
         path = dataset / name
         if path.is_file() and path.stat().st_size:
-            reals[split] = {triple.real for triple in iharmony.pairs(dataset, name)}
-    return reals["train"] - reals["test"]
+            triples = iharmony.pairs(dataset, name)
+            photos[split] = {_origin(triple, dataset, manifest).photo or triple.real for triple in triples}
+    return photos["train"] - photos["test"]
+
+
+def _origin(triple: iharmony.Triple, root: Path, manifest: dict[str, sources.Origin]) -> sources.Origin:
+    """What the manifest says of a pair; without it, as of iHarmony4: masks that were given."""
+    name = triple.composite.relative_to(root).as_posix()
+    return manifest.get(name, sources.Origin(photo=None, foreground=None, given=True, kind=None))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -92,7 +112,11 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def random_box(
-    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio=(3 / 4, 4 / 3)
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
     """Box (left, top, right, bottom) of a random resized crop: a share of the area in `scale`, an aspect in `ratio`
     (log-uniform).
@@ -203,8 +227,8 @@ class Pairs:
 
 
 class Foregrounds:
-    """The real pictures of an iHarmony4-shaped data set with their masks, each pair once, for composites that are made
-    anew for every sample.
+    """The photos of an iHarmony4-shaped data set with their masks, each foreground once, for composites that are made
+    anew for every sample. Where no manifest names the photos, the real pictures are taken.
 
     Gives {"photo": [3, size, size] in [0, 1], "mask": [1, size, size] in {0, 1}, "mean": [3], "covariance": [3, 3]},
     the last two of the colours of another picture's foreground. Random crops and flips as `Pairs`. Pictures are kept in
@@ -217,23 +241,32 @@ class Foregrounds:
     def __init__(self, root: Path, list_file: Path, size: int, held_out: Sequence[str] = ()):
         kept = int(size * MARGIN)
         unknown = set(held_out)
-        self.size, self.pictures, self.masks, seen, subsets = size, [], [], set(), []
+        self.size = size
+        self.pictures: list[Image.Image] = []
+        self.masks: list[Image.Image] = []
+        seen: set[tuple[Path, Path | int]] = set()
+        subsets, given = [], []
+        manifest = sources.read_manifest(root)
         for triple in iharmony.pairs(root, list_file):
             unknown.discard(triple.subset)
-            if triple.mask in seen or triple.subset in held_out:
+            origin = _origin(triple, root, manifest)
+            path = origin.photo or triple.real
+            foreground = (path, triple.mask if origin.foreground is None else origin.foreground)
+            if foreground in seen or triple.subset in held_out:
                 continue
-            seen.add(triple.mask)
-            real, mask = images.open_picture(triple.real, kept), images.open_mask(triple.mask)
-            check_proportions(triple.mask, mask.size, triple.real, real.size)
+            seen.add(foreground)
+            photo, mask = images.open_picture(path, kept), images.open_mask(triple.mask)
+            check_proportions(triple.mask, mask.size, path, photo.size)
             mask = mask.resize((kept, kept), Image.Resampling.BILINEAR)
             if not mask.getbbox():
                 continue
-            self.pictures.append(real.resize((kept, kept), Image.Resampling.BILINEAR))
+            self.pictures.append(photo.resize((kept, kept), Image.Resampling.BILINEAR))
             self.masks.append(mask)
             subsets.append(triple.subset)
-        if unknown:
-            raise InputError(
-                f"No subset {', '.join(sorted(unknown))} in {root / list_file}; check what is to be held out."
+            given.append(origin.given)
+        if unknown:  # a recipe may name what its own data had
+            logger.warning(
+                "no subset %s in %s: nothing of it to hold out", ", ".join(sorted(unknown)), root / list_file
             )
         if not seen:
             raise InputError(f"{root / list_file} names no picture that is not held out.")
@@ -241,8 +274,10 @@ class Foregrounds:
             raise InputError(
                 f"There is no foreground in any mask of {root / list_file}; white, or opaque, is foreground."
             )
-        # A large source must not rule: sources count by the root of their size. A mask of a thing is worth two of regions.
-        weights = np.array([subsets.count(name) ** -0.5 * (2 if name in THINGS else 1) for name in subsets])
+        # A large source must not rule: sources count by the root of their size. A mask that somebody drew around a
+        # thing is worth two of regions that we segmented.
+        sizes = Counter(subsets)
+        weights = np.array([sizes[name] ** -0.5 * (2 if own else 1) for name, own in zip(subsets, given, strict=True)])
         self.cumulative = np.cumsum(weights / weights.sum())
         found = [
             composites.statistics(*(to_tensor(picture.resize((48, 48)))[None] for picture in pair))

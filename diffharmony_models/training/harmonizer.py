@@ -1,6 +1,7 @@
 """`train-harmonizer`: stage 1, the inpainting UNet that harmonizes in latent space."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from .. import checkpoint, geometry, sampling
 from ..errors import InputError
 from ..networks.color_regressor import ColorRegressor, apply_change
 from ..numbers import real, whole
-from . import data, loop, sheets
+from . import data, loop, recipe, sheets
 from .color_regressor import made
 
 # The weight of the published loss: a small foreground counts more, up to this factor.
@@ -26,6 +27,46 @@ STEPS_OF_SAMPLE = 2
 FIRST_SHARE = 0.4
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings(recipe.Settings):
+    """`[harmonizer]` of a recipe. The defaults are the published training's.
+
+    Widths, layers, groups, heads, null_text and prediction_type are those of a new UNet. With few channels a
+    normalisation group absolute colours are normalised away; a UNet that predicts the sample begins as a copy of its
+    composite.
+    """
+
+    steps: int = recipe.number(100_000, whole(1), "optimiser steps in all")
+    batch_size: int = recipe.number(16, whole(1, 4096), "samples a step and process")
+    learning_rate: float = recipe.number(1e-5, real(0, 1, above=True), "peak learning rate")
+    widths: tuple[int, ...] = recipe.several((32, 64, 128, 128), whole(1, 2048), "channels of the levels", count=4)
+    layers: int = recipe.number(1, whole(1, 16), "residual layers a level")
+    groups: int = recipe.number(8, whole(1, 1024), "normalisation groups")
+    heads: int = recipe.number(8, whole(1, 1024), "attention heads")
+    null_text: tuple[int, ...] = recipe.several((8, 64), whole(1, 2048), "tokens and width of the null text", count=2)
+    prediction_type: str = recipe.choice("epsilon", sampling.PREDICTIONS, "what a new UNet predicts")
+    size: int = recipe.number(512, whole(64, 2048, multiple_of=64), "side of the training pictures, a multiple of 64")
+    made: bool = recipe.switch(
+        "make composites of shared light from the photos for every sample, instead of reading the listed ones"
+    )
+    hold_out: tuple[str, ...] = recipe.names("of the photos that composites are made of: subsets to leave out")
+    background_weight: float = recipe.number(
+        0.0, real(0, 1e6), "what the background's error counts; a UNet from nothing needs some"
+    )
+    root: bool = recipe.switch(
+        "take the root of each sample's loss, so that the few pairs that nobody could guess do not rule it"
+    )
+    sampler_share: float = recipe.number(
+        0.0,
+        real(0, 1),
+        "share of the samples that are trained where the sampler goes: from the model's own first estimate instead of "
+        "the real picture",
+    )
+    colors_share: float = recipe.number(
+        0.8, real(0, 1), "with --colors: share of the samples whose condition it recolours"
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "dataset", type=Path, help="iHarmony4-shaped data set (iHarmony4 itself, or what make-composites wrote)"
@@ -33,94 +74,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", type=Path, default=Path("IHD_train.txt"), help="list in the data set (default %(default)s)"
     )
-    parser.add_argument("--hold-out", nargs="*", default=[], metavar="SUBSET", help="with --made: subsets to leave out")
     parser.add_argument(
         "--from",
         dest="start",
         type=Path,
-        help="checkpoint to go on from: an SD 1.5 inpainting folder, or an earlier result",
+        help="checkpoint to go on from: an SD 1.5 inpainting folder, or an earlier result; the default recipe is then "
+        "the published one",
     )
     parser.add_argument("--vae", type=Path, help="checkpoint that brings the VAE where --from has none, or another one")
     parser.add_argument(
         "--colors", type=Path, help="checkpoint with a colour regressor, whose result is stage 1's condition"
     )
-    parser.add_argument(
-        "--widths",
-        type=whole(1, 2048),
-        nargs=4,
-        default=(32, 64, 128, 128),
-        help="of a new UNet, multiples of 32 (default %(default)s)",
-    )
-    parser.add_argument(
-        "--layers", type=whole(1, 16), default=1, help="residual layers a level of a new UNet (default %(default)s)"
-    )
-    parser.add_argument(
-        "--groups",
-        type=whole(1, 1024),
-        default=8,
-        help="normalisation groups of a new UNet; with few channels a group absolute colours are "
-        "normalised away (default %(default)s)",
-    )
-    parser.add_argument(
-        "--heads", type=whole(1, 1024), default=8, help="attention heads of a new UNet (default %(default)s)"
-    )
-    parser.add_argument(
-        "--null-text",
-        type=whole(1, 2048),
-        nargs=2,
-        default=(8, 64),
-        metavar=("TOKENS", "WIDTH"),
-        help="shape of a new null text (default %(default)s)",
-    )
-    parser.add_argument(
-        "--prediction-type",
-        choices=sampling.PREDICTIONS,
-        help="of a new UNet (default: that of --from, else epsilon); one that predicts the sample begins as a copy "
-        "of its composite",
-    )
-    parser.add_argument(
-        "--size",
-        type=whole(64, 2048, multiple_of=64),
-        default=512,
-        help="side of the training pictures, a multiple of 64 (default %(default)s)",
-    )
-    parser.add_argument(
-        "--made",
-        action="store_true",
-        help="make composites of shared light from the real pictures for every sample, instead of reading the listed ones",
-    )
-    parser.add_argument(
-        "--background-weight",
-        type=real(0, 1e6),
-        default=0.0,
-        help="what the background's error counts; a UNet from nothing needs some (default %(default)s, as published)",
-    )
-    parser.add_argument(
-        "--root",
-        action="store_true",
-        help="take the root of each sample's loss, so that the few pairs that nobody could guess do not rule it "
-        "(default: off, as published)",
-    )
-    parser.add_argument(
-        "--sampler-share",
-        type=real(0, 1),
-        default=0.0,
-        help="share of the samples that are trained where the sampler goes: from the model's own first estimate "
-        "instead of the real picture (default %(default)s, as published)",
-    )
-    parser.add_argument(
-        "--colors-share",
-        type=real(0, 1),
-        default=0.8,
-        help="with --colors: share of the samples whose condition it recolours (default %(default)s)",
-    )
-    loop.add_arguments(parser, steps=100_000, batch_size=16, learning_rate=1e-5)
+    loop.add_arguments(parser, Settings, "size")
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/harmonizer.safetensors: UNet, VAE, null text and colour regressor in one file."""
-    loop.seeded(args)
-    start = _start(args)
+    settings = recipe.settle(Settings, "harmonizer", args, "published" if args.start else "small")
+    loop.seeded(settings)
+    start = _start(args, settings)
+    assert start.unet is not None and start.vae is not None and start.null_text is not None
     unet = checkpoint.build_unet(start.unet).float().train()
     unet.to(memory_format=torch.channels_last)
     vae = checkpoint.build_vae(start.vae).float().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -130,21 +103,25 @@ def run(args: argparse.Namespace) -> None:
     if start.color_regressor is not None:
         colors = checkpoint.build_color_regressor(start.color_regressor).float().requires_grad_(False)
     pairs: data.Foregrounds | data.Pairs
-    if args.made:
-        pairs = data.Foregrounds(args.dataset, args.list, args.size, args.hold_out)
+    if settings.made:
+        pairs = data.Foregrounds(args.dataset, args.list, settings.size, settings.hold_out)
     else:
-        pairs = data.Pairs(args.dataset, args.list, args.size)
+        pairs = data.Pairs(args.dataset, args.list, settings.size)
     null_text = start.null_text.float()
-    objective = Objective(start.prediction_type, null_text, args.sampler_share, args.background_weight, args.root)
+    objective = Objective(
+        start.prediction_type, null_text, settings.sampler_share, settings.background_weight, settings.root
+    )
 
     def prepared(batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Composite, real picture and mask, the composite recoloured on some of them."""
-        if args.made:
+        if settings.made:
             with torch.autocast(batch["mask"].device.type, enabled=False):
                 pair = made(batch, generator)
             batch = {"composite": pair.composite, "real": pair.real, "mask": pair.mask}
         if colors is not None:
-            chosen = torch.rand(len(batch["mask"]), generator=generator, device=generator.device) < args.colors_share
+            chosen = (
+                torch.rand(len(batch["mask"]), generator=generator, device=generator.device) < settings.colors_share
+            )
             better = recolored(colors.to(batch["mask"].device), batch["composite"], batch["mask"])
             batch["composite"] = torch.where(chosen[:, None, None, None], better, batch["composite"])
         return batch
@@ -155,9 +132,9 @@ def run(args: argparse.Namespace) -> None:
         vae.to(batch["mask"].device)
         return objective(model, encode(vae, prepared(batch, generator), generator), generator)
 
-    def export(model):
+    def export(model: torch.nn.Module) -> None:
         start.name, start.unet = args.output.name, checkpoint.part_from(model)
-        start.null_text, start.resolution = null_text, args.size
+        start.null_text, start.resolution = null_text, settings.size
         if start.prediction_type == "sample":
             start.steps = STEPS_OF_SAMPLE
         checkpoint.write(start, args.output / "harmonizer.safetensors")
@@ -166,20 +143,20 @@ def run(args: argparse.Namespace) -> None:
         pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 8))
     ][:8]
 
-    def sample(model, step):
+    def sample(model: torch.nn.Module, step: int) -> None:
         from ..pipeline import DiffHarmony
 
         device = next(model.parameters()).device
         batch = {name: torch.stack([item[name] for item in shown]).to(device) for name in shown[0]}
         batch = prepared(batch, torch.Generator(device).manual_seed(17))
         pipeline = DiffHarmony(
-            unet=model, vae=vae, null_text=null_text, prediction_type=start.prediction_type, resolution=args.size
+            unet=model, vae=vae, null_text=null_text, prediction_type=start.prediction_type, resolution=settings.size
         )
         latents = pipeline.harmonize_latents(batch["composite"], batch["mask"], seeds=list(range(len(shown))))
         columns = [batch["composite"], batch["mask"], pipeline.decode(latents), batch["real"]]
         sheets.save([column.cpu() for column in columns], args.output / "samples" / f"{step:07d}.jpg")
 
-    loop.train(args, unet, pairs, loss, export=export, sample=sample)
+    loop.train(settings, args.output, unet, pairs, loss, export=export, sample=sample)
 
 
 @torch.no_grad()
@@ -229,7 +206,12 @@ class Objective:
         def normal() -> torch.Tensor:
             return torch.randn(target.shape, generator=generator, device=device)
 
-        def predict(x, sigma, timesteps, chosen=slice(None)):
+        def predict(
+            x: torch.Tensor,
+            sigma: torch.Tensor,
+            timesteps: torch.Tensor,
+            chosen: torch.Tensor | slice = slice(None),
+        ) -> torch.Tensor:
             scaled = torch.cat([x / (sigma**2 + 1).sqrt(), condition[chosen]], dim=1)
             return model(scaled, timesteps, encoder_hidden_states=text[chosen]).sample.float()
 
@@ -277,10 +259,10 @@ def foreground_weight(mask: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode(vae, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+def encode(vae: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Pictures to scaled latents, drawn from their posteriors."""
 
-    def latent(image):
+    def latent(image: torch.Tensor) -> torch.Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(image * 2 - 1).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator, device=image.device)
@@ -294,7 +276,7 @@ def encode(vae, batch: dict[str, torch.Tensor], generator: torch.Generator) -> d
     }
 
 
-def _start(args) -> checkpoint.Checkpoint:
+def _start(args: argparse.Namespace, settings: Settings) -> checkpoint.Checkpoint:
     """What training begins with: UNet, VAE, null text; from --from, --vae, or new."""
     start = checkpoint.read(args.start) if args.start else checkpoint.Checkpoint(name=args.output.name)
     if args.vae:
@@ -309,16 +291,13 @@ def _start(args) -> checkpoint.Checkpoint:
         )
     if args.start and start.unet is None:
         raise InputError(
-            f"{args.start} holds no 9-channel UNet; --from wants an inpainting checkpoint, or leave it out to train a new one"
+            f"{args.start} holds no 9-channel UNet; --from wants an inpainting checkpoint, or leave it out to train a "
+            "new one"
         )
     if start.unet is None:
-        start.unet = _new_unet(args)
-        start.prediction_type = args.prediction_type or "epsilon"
-        start.null_text = torch.randn(args.null_text, generator=torch.Generator().manual_seed(args.seed))
-    elif args.prediction_type not in (None, start.prediction_type):
-        raise InputError(
-            f"{args.start} predicts {start.prediction_type}, --prediction-type says {args.prediction_type}; leave the flag out"
-        )
+        start.unet = _new_unet(settings)
+        start.prediction_type = settings.prediction_type
+        start.null_text = torch.randn(settings.null_text, generator=torch.Generator().manual_seed(settings.seed))
     if start.null_text is None:
         raise InputError(
             f"{args.start} has no null text and no text encoder to compute it; use a folder with text_encoder/ in it"
@@ -326,34 +305,38 @@ def _start(args) -> checkpoint.Checkpoint:
     return start
 
 
-def _new_unet(args: argparse.Namespace) -> checkpoint.Part:
+def _new_unet(settings: Settings) -> checkpoint.Part:
     from diffusers.models import UNet2DConditionModel
 
-    if any(width % args.groups for width in args.widths):
+    if any(width % settings.groups for width in settings.widths):
         raise InputError(
-            f"--groups {args.groups} does not fit --widths {args.widths}: every width must be a multiple of it"
+            f"The recipe's groups ({settings.groups}) do not fit its widths {list(settings.widths)}: every width must "
+            "be a multiple of them."
         )
-    if any(width % args.heads for width in args.widths[1:]):
-        raise InputError(f"--heads {args.heads} does not fit --widths: {args.widths[1:]} must be multiples of it")
+    if any(width % settings.heads for width in settings.widths[1:]):
+        raise InputError(
+            f"The recipe's heads ({settings.heads}) do not fit its widths {list(settings.widths)}: all but the first "
+            "must be multiples of them."
+        )
     unet = UNet2DConditionModel(
-        sample_size=args.size // 8,
+        sample_size=settings.size // 8,
         in_channels=9,
         out_channels=4,
-        block_out_channels=tuple(args.widths),
-        layers_per_block=args.layers,
-        attention_head_dim=args.heads,
-        norm_num_groups=args.groups,
-        cross_attention_dim=args.null_text[1],
+        block_out_channels=settings.widths,
+        layers_per_block=settings.layers,
+        attention_head_dim=settings.heads,
+        norm_num_groups=settings.groups,
+        cross_attention_dim=settings.null_text[1],
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )
-    if args.prediction_type == "sample":
+    if settings.prediction_type == "sample":
         start_as_copy(unet)
     return checkpoint.part_from(unet)
 
 
 @torch.no_grad()
-def start_as_copy(unet) -> None:
+def start_as_copy(unet: torch.nn.Module) -> None:
     """Makes a new UNet answer the composite's latents: what predicts the picture need not learn first to pass it
     through.
 
@@ -370,7 +353,8 @@ def start_as_copy(unet) -> None:
     each = channels // groups
     if each < 4 or groups < 4:
         raise InputError(
-            f"A UNet that begins as a copy needs 4 groups of 4 channels in the first level, got {groups} of {each}: raise --widths or lower --groups"
+            f"A UNet that begins as a copy needs 4 groups of 4 channels in the first level, got {groups} of {each}: "
+            "raise the recipe's widths or lower its groups"
         )
     last = unet.up_blocks[-1].resnets[-1]
     deep = last.conv_shortcut.in_channels - channels

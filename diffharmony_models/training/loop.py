@@ -1,8 +1,8 @@
 """The one training loop: accelerate, checkpoints, EMA, curves and sample sheets.
 
 A trainer brings its model, a dataset and a loss. Everything random is drawn from (seed, position), never from a running
-state: sample number *n* of a run is the same after a resume as in an unbroken run, so a checkpoint holds only the weights,
-the optimiser, the EMA and the step (see `state`).
+state: sample number *n* of a run is the same after a resume as in an unbroken run, so a checkpoint holds only the
+weights, the optimiser, the EMA and the step (see `state`).
 """
 
 import argparse
@@ -22,12 +22,13 @@ import torch
 from torch.utils.data import Dataset
 
 from ..errors import InputError, disk_full, one_line
-from ..numbers import real, whole
-from . import data
+from . import data, recipe
+from .recipe import Settings
 from .state import State
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
 
 logger = logging.getLogger(__name__)
 
@@ -35,70 +36,12 @@ NOTHING_TO_LEARN = 10
 """So many steps in a row without any loss, or without any foreground, end a training."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, steps: int, batch_size: int, learning_rate: float) -> None:
-    """The flags every trainer has; the three defaults differ from trainer to trainer."""
-    group = parser.add_argument_group("training")
-    group.add_argument(
+def add_arguments(parser: argparse.ArgumentParser, settings: type[Settings], *own: str) -> None:
+    """The flags every trainer has, and those of its `own` settings."""
+    parser.add_argument(
         "--output", type=folder, required=True, help="folder of the run: checkpoints, curves, samples, result"
     )
-    group.add_argument("--steps", type=whole(1), default=steps, help="optimiser steps in all (default %(default)s)")
-    group.add_argument(
-        "--batch-size",
-        type=whole(1, 4096),
-        default=batch_size,
-        help="samples a step and process (default %(default)s)",
-    )
-    group.add_argument(
-        "--learning-rate",
-        type=real(0, 1, above=True),
-        default=learning_rate,
-        help="peak learning rate (default %(default)s)",
-    )
-    group.add_argument("--warmup", type=whole(0), default=100, help="steps of linear warm-up (default %(default)s)")
-    group.add_argument(
-        "--schedule", choices=("constant", "cosine"), default="constant", help="after the warm-up (default %(default)s)"
-    )
-    group.add_argument("--weight-decay", type=real(0, 1), default=1e-2, help="AdamW weight decay (default %(default)s)")
-    group.add_argument(
-        "--gradient-norm",
-        type=real(0, 1e9, above=True),
-        default=1.0,
-        help="gradients are clipped to this norm (default %(default)s)",
-    )
-    group.add_argument(
-        "--gradient-accumulation",
-        type=whole(1, 4096),
-        default=1,
-        help="batches that make one step (default %(default)s)",
-    )
-    group.add_argument(
-        "--ema-decay",
-        type=real(0, 1, below=True),
-        default=0.9999,
-        help="decay of the averaged weights; 0 = no EMA (default %(default)s)",
-    )
-    group.add_argument(
-        "--mixed-precision",
-        choices=("no", "bf16", "fp16"),
-        default=None,
-        help="autocast (default: accelerate's setting)",
-    )
-    group.add_argument(
-        "--checkpoint-every", type=whole(1), default=500, help="steps between checkpoints (default %(default)s)"
-    )
-    group.add_argument(
-        "--keep-checkpoints", type=whole(0), default=2, help="how many are kept; 0 = all (default %(default)s)"
-    )
-    group.add_argument(
-        "--sample-every", type=whole(0), default=500, help="steps between sample sheets; 0 = none (default %(default)s)"
-    )
-    group.add_argument(
-        "--log-every", type=whole(1), default=20, help="steps between points of the curves (default %(default)s)"
-    )
-    group.add_argument("--workers", type=whole(0, 1024), default=2, help="data loading processes (default %(default)s)")
-    group.add_argument(
-        "--seed", type=whole(0, 2**63 - 1), default=0, help="seed of everything random (default %(default)s)"
-    )
+    recipe.add_flags(parser, settings, *own)
 
 
 def folder(text: str) -> Path:
@@ -112,9 +55,9 @@ def folder(text: str) -> Path:
     return path
 
 
-def seeded(args: argparse.Namespace) -> None:
+def seeded(settings: Settings) -> None:
     """Seeds every generator there is. A trainer calls it first, before it builds a new network."""
-    _seed_all(args.seed)
+    _seed_all(settings.seed)
 
 
 def _seed_all(seed: int) -> None:
@@ -123,25 +66,27 @@ def _seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, then constant or a half cosine to zero at `args.steps`."""
-    rate = args.learning_rate * min(1.0, (step + 1) / max(1, args.warmup))
-    if args.schedule == "cosine":
-        done = max(0, step - args.warmup) / max(1, args.steps - args.warmup)
+def learning_rate(step: int, settings: Settings) -> float:
+    """Linear warm-up, then constant or a half cosine to zero at `settings.steps`."""
+    rate = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup))
+    if settings.schedule == "cosine":
+        done = max(0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
         rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return rate
 
 
 class Positions(Dataset):
-    """A dataset read by position: item *n* of the run is sample `permutation(seed, n // len)[n % len]`, with its own generator.
+    """A dataset read by position: item *n* of the run is sample `permutation(seed, n // len)[n % len]`, with its own
+    generator.
 
     `samples` has `__len__` and `get(index, rng)`, where `rng` is a `numpy.random.Generator` for the augmentation.
     """
 
-    def __init__(self, samples, seed: int):
+    def __init__(self, samples: data.Samples, seed: int):
         if len(samples) == 0:
             raise InputError("The training data is empty: no sample was found. Check the data folder and its list.")
-        self.samples, self.seed, self._epoch = samples, seed, (-1, None)
+        self.samples, self.seed = samples, seed
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         epoch, place = divmod(position, len(self.samples))
@@ -150,23 +95,27 @@ class Positions(Dataset):
         return self.samples.get(int(self._epoch[1][place]), np.random.default_rng((self.seed, 2, position)))
 
 
-def batches(samples, args: argparse.Namespace, *, first_step: int, rank: int, world: int) -> Iterator[dict]:
-    """The batches of one process from `first_step` on: consecutive positions, each process its own slice of every step."""
-    per_process = args.batch_size
+def batches(samples: data.Samples, settings: Settings, *, first_step: int, rank: int, world: int) -> Iterator[dict]:
+    """The batches of one process from `first_step` on: consecutive positions, each process its own slice of every
+    step.
+    """
+    per_process = settings.batch_size
 
     def positions() -> Iterator[list[int]]:
-        for micro in range(first_step * args.gradient_accumulation, args.steps * args.gradient_accumulation):
+        for micro in range(
+            first_step * settings.gradient_accumulation, settings.steps * settings.gradient_accumulation
+        ):
             start = (micro * world + rank) * per_process
             yield list(range(start, start + per_process))
 
-    return data.load(Positions(samples, args.seed), args.workers, batch_sampler=_Listed(positions))
+    return data.load(Positions(samples, settings.seed), settings.workers, batch_sampler=_Listed(positions))
 
 
 class _Listed:
     def __init__(self, positions: Callable):
         self.positions = positions
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         return self.positions()
 
 
@@ -201,9 +150,10 @@ def _enough_room() -> Iterator[None]:
 
 @_enough_room()
 def train(
-    args: argparse.Namespace,
+    settings: Settings,
+    output: Path,
     model: torch.nn.Module,
-    samples,
+    samples: data.Samples,
     loss: Callable,
     *,
     export: Callable,
@@ -212,7 +162,8 @@ def train(
     """Trains `model` and exports it.
 
     Args:
-        args: what `add_arguments` parsed.
+        settings: what decides the run.
+        output: its folder.
         model: the module to train; all of its parameters that require a gradient.
         samples: `len(samples)` and `samples.get(index, rng) -> dict of tensors`.
         loss: `loss(model, batch, generator) -> (scalar, {name: number})`, the numbers as tensors, so that no step
@@ -230,51 +181,53 @@ def train(
 
     try:
         accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            gradient_accumulation_steps=args.gradient_accumulation,
+            mixed_precision=settings.mixed_precision,
+            gradient_accumulation_steps=settings.gradient_accumulation,
             log_with="tensorboard",
-            project_dir=str(args.output),
+            project_dir=str(output),
         )
     except ValueError as error:  # a precision that the device does not have
         raise InputError(f"{error} Give another --mixed-precision.") from error
-    args.output.mkdir(parents=True, exist_ok=True)
-    _seed_all(args.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    _seed_all(settings.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=args.learning_rate, betas=(0.9, 0.999), weight_decay=args.weight_decay, fused=True
+        trained, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay, fused=True
     )
     model.to(accelerator.device)
-    ema = EMAModel(model.parameters(), decay=args.ema_decay) if args.ema_decay else None
+    ema = EMAModel(model.parameters(), decay=settings.ema_decay) if settings.ema_decay else None
     if ema:
         ema.to(accelerator.device)
-    state = State(model, optimizer, ema, accelerator.scaler, args.seed)
+    state = State(model, optimizer, ema, accelerator.scaler, settings.seed)
     if accelerator.is_main_process:
-        for left in args.output.glob("partial-[0-9]*"):  # by a run that was killed
+        for left in output.glob("partial-[0-9]*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
     step = 0
-    if done := checkpoints(args.output):
+    if done := checkpoints(output):
         step = _step_of(done[-1])
         state.load(done[-1], step)
         logger.info("going on from %s", done[-1])
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.init_trackers("logs")
 
-    loader = batches(samples, args, first_step=step, rank=accelerator.process_index, world=accelerator.num_processes)
-    watch = Watch(args)
+    loader = batches(
+        samples, settings, first_step=step, rank=accelerator.process_index, world=accelerator.num_processes
+    )
+    watch = Watch(settings, output)
     running: dict[str, list[torch.Tensor]] = {}
-    with tqdm(total=args.steps, initial=step, disable=not accelerator.is_main_process, desc=args.output.name) as bar:
-        for micro, batch in enumerate(loader, start=step * args.gradient_accumulation):
+    with tqdm(total=settings.steps, initial=step, disable=not accelerator.is_main_process, desc=output.name) as bar:
+        for micro, batch in enumerate(loader, start=step * settings.gradient_accumulation):
             batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-            noise_seed = _seed_of(args.seed, micro, accelerator.process_index)
+            noise_seed = _seed_of(settings.seed, micro, accelerator.process_index)
             _seed_all(noise_seed)  # for what draws from the global generators in the network, as dropout does
             generator = torch.Generator(accelerator.device).manual_seed(noise_seed)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, args)
+                group["lr"] = learning_rate(step, settings)
             with accelerator.accumulate(model), accelerator.autocast():
                 value, numbers = loss(model, batch, generator)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(trained, args.gradient_norm)
+                    accelerator.clip_grad_norm_(trained, settings.gradient_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             watch.see(step, value, batch.get("mask"))
@@ -286,19 +239,22 @@ def train(
                 ema.step(model.parameters())
             step += 1
             bar.update()
-            logs, saves = step % args.log_every == 0, step % args.checkpoint_every == 0 or step == args.steps
-            shows = sample is not None and args.sample_every > 0 and step % args.sample_every == 0
+            logs, saves = (
+                step % settings.log_every == 0,
+                step % settings.checkpoint_every == 0 or step == settings.steps,
+            )
+            shows = sample is not None and settings.sample_every > 0 and step % settings.sample_every == 0
             if logs or saves or shows:
                 watch.check()
             if logs:
                 means = {name: torch.stack(values).nanmean().item() for name, values in running.items()}
                 means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-                accelerator.log({**means, "learning_rate": learning_rate(step - 1, args)}, step=step)
+                accelerator.log({**means, "learning_rate": learning_rate(step - 1, settings)}, step=step)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
                 running.clear()
             if saves:
-                _save(accelerator, state, args, step)
-            if shows and accelerator.is_main_process:
+                _save(accelerator, state, settings, output, step)
+            if sample is not None and shows and accelerator.is_main_process:
                 with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
                     sample(averaged, step)
     if accelerator.is_main_process:
@@ -309,15 +265,15 @@ def train(
 
 
 def _seed_of(seed: int, micro: int, rank: int) -> int:
-    return int(np.random.SeedSequence((seed, 3, micro, rank)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((seed, 3, micro, rank)).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Watch:
     """Looks for what makes going on pointless. Until `check`, numbers stay on their device: no step waits."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.patience = min(NOTHING_TO_LEARN, args.steps * args.gradient_accumulation)
+    def __init__(self, settings: Settings, output: Path):
+        self.settings, self.output = settings, output
+        self.patience = min(NOTHING_TO_LEARN, settings.steps * settings.gradient_accumulation)
         self.seen: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
         self.without_loss = self.without_mask = 0
 
@@ -328,14 +284,13 @@ class Watch:
     def check(self) -> None:
         """InputError where a loss since the last check is not finite, or `patience` batches had nothing to learn."""
         steps, losses, masks = zip(*self.seen)
-        losses = torch.stack(losses).tolist()
-        masks = [None] * len(losses) if masks[0] is None else torch.stack(masks).tolist()
+        highest = [None] * len(losses) if masks[0] is None else torch.stack(masks).tolist()
         self.seen.clear()
-        for step, loss, mask in zip(steps, losses, masks):
+        for step, loss, mask in zip(steps, torch.stack(losses).tolist(), highest):
             if not math.isfinite(loss):
                 raise InputError(
-                    f"The loss became {loss} at step {step}. Lower --learning-rate (now {self.args.learning_rate:g}) "
-                    f"and start again from the last checkpoint in {self.args.output}."
+                    f"The loss became {loss} at step {step}. Lower the recipe's learning_rate (now "
+                    f"{self.settings.learning_rate:g}) and start again from the last checkpoint in {self.output}."
                 )
             self.without_loss = 0 if loss else self.without_loss + 1
             self.without_mask = 0 if mask is None or mask > 0 else self.without_mask + 1
@@ -351,9 +306,9 @@ class Watch:
             )
 
 
-def _save(accelerator: "Accelerator", state: State, args: argparse.Namespace, step: int) -> None:
+def _save(accelerator: "Accelerator", state: State, settings: Settings, output: Path, step: int) -> None:
     """Writes checkpoint-STEP beside and renames it, so that what carries the name is whole; then drops the oldest."""
-    target, beside = args.output / f"checkpoint-{step}", args.output / f"partial-{step}"
+    target, beside = output / f"checkpoint-{step}", output / f"partial-{step}"
     if accelerator.is_main_process:
         try:
             state.save(beside, step)
@@ -361,8 +316,8 @@ def _save(accelerator: "Accelerator", state: State, args: argparse.Namespace, st
             os.replace(beside, target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-        if args.keep_checkpoints:
-            for old in checkpoints(args.output)[: -args.keep_checkpoints]:
+        if settings.keep_checkpoints:
+            for old in checkpoints(output)[: -settings.keep_checkpoints]:
                 shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
@@ -370,7 +325,7 @@ def _save(accelerator: "Accelerator", state: State, args: argparse.Namespace, st
 class _averaged:
     """The model with the EMA's weights inside the block, with its own live weights again after it."""
 
-    def __init__(self, ema, model: torch.nn.Module):
+    def __init__(self, ema: "EMAModel | None", model: torch.nn.Module):
         self.ema, self.model = ema, model
 
     def __enter__(self) -> torch.nn.Module:
@@ -380,7 +335,7 @@ class _averaged:
             self.ema.copy_to(self.model.parameters())
         return self.model.eval()
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.ema:
             self.ema.restore(self.model.parameters())
         self.model.train(self.was_training)

@@ -1,7 +1,9 @@
 """`train-refiner`: stage 2, the residual UNet that brings back what the VAE lost, trained on stage 1's real outputs."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +13,35 @@ from ..errors import InputError
 from ..harmonize import resolution
 from ..numbers import whole
 from ..refiner import INPUTS, Refiner, stack
-from . import cache, data, loop, sheets
+from . import cache, data, loop, recipe, sheets
 from .harmonizer import recolored
+
+if TYPE_CHECKING:
+    from ..pipeline import DiffHarmony
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(recipe.Settings):
+    """`[refiner]` of a recipe. Widths, layers, groups and in_channels are those of a new refiner."""
+
+    steps: int = recipe.number(50_000, whole(1), "optimiser steps in all")
+    batch_size: int = recipe.number(16, whole(1, 4096), "samples a step and process")
+    widths: tuple[int, ...] = recipe.several((64, 128, 256, 256), whole(1, 2048), "channels of the levels")
+    layers: int = recipe.number(2, whole(1, 16), "residual layers a level")
+    groups: int = recipe.number(32, whole(1, 1024), "normalisation groups")
+    in_channels: int = recipe.choice(
+        7, tuple(sorted(INPUTS)), "7: harmonized, mask, composite; 4: without the composite; 3: harmonized"
+    )
+    size: int = recipe.number(256, whole(16, 2048), "resolution of the refinement")
+    resolution: int = recipe.number(0, resolution, "resolution of stage 1; 0: the checkpoint's own")
+    crop: int = recipe.number(0, whole(0, 2048, multiple_of=8), "side of random crops, a multiple of 8; 0: none")
+    cache_outputs: int = recipe.number(
+        0,
+        whole(0, 10_000),
+        "so many times stage 1 is run for every pair before training, each time with another crop and noise, instead "
+        "of anew in each step; 0: anew",
+    )
+    limit: int = recipe.number(0, whole(0), "only so many pairs, evenly spread over the list; 0: all")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,105 +56,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="checkpoint with stage 1 (kept as it is); its refiner, if any, is trained on",
     )
-    parser.add_argument(
-        "--widths",
-        type=whole(1, 2048),
-        nargs="+",
-        default=(64, 128, 256, 256),
-        help="of a new refiner, multiples of --groups (default %(default)s, small)",
-    )
-    parser.add_argument(
-        "--layers", type=whole(1, 16), default=2, help="residual layers a level of a new refiner (default %(default)s)"
-    )
-    parser.add_argument(
-        "--groups",
-        type=whole(1, 1024),
-        default=32,
-        help="normalisation groups of a new refiner; every width is a multiple of it (default %(default)s)",
-    )
-    parser.add_argument(
-        "--in-channels",
-        type=int,
-        choices=sorted(INPUTS),
-        default=7,
-        help="7: harmonized, mask, composite; 4: without the composite; 3: harmonized",
-    )
-    parser.add_argument(
-        "--size", type=whole(16, 2048), default=256, help="resolution of the refinement (default %(default)s)"
-    )
-    parser.add_argument(
-        "--resolution", type=resolution, default=0, help="resolution of stage 1 (default: the checkpoint's own)"
-    )
-    parser.add_argument(
-        "--crop",
-        type=whole(0, 2048, multiple_of=8),
-        default=0,
-        help="train on random crops of this side, a multiple of 8 (default: whole pictures)",
-    )
-    parser.add_argument(
-        "--cache-outputs",
-        type=whole(0, 10_000),
-        default=0,
-        metavar="K",
-        help="run stage 1 K times for every pair before training, each time with another "
-        "crop and noise, instead of anew in each step (default %(default)s: off)",
-    )
-    parser.add_argument(
-        "--limit", type=whole(0), default=0, help="use only this many pairs, evenly spread over the list (default: all)"
-    )
-    loop.add_arguments(parser, steps=50_000, batch_size=16, learning_rate=1e-4)
+    loop.add_arguments(parser, Settings, "size")
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/diffharmony.safetensors: stage 1, VAE, null text and the refiner in one file."""
     from ..pipeline import DiffHarmony
 
-    if args.crop > args.size:
-        raise InputError(f"--crop must be at most --size ({args.size}), got {args.crop}")
-    loop.seeded(args)
+    settings = recipe.settle(Settings, "refiner", args)
+    if settings.crop > settings.size:
+        raise InputError(f"The recipe's crop ({settings.crop}) is larger than its size ({settings.size}).")
+    loop.seeded(settings)
     start = checkpoint.read(args.start)
     stage1 = DiffHarmony.from_checkpoint(start, dtype=torch.float32)
     if start.refiner is not None:
         refiner = checkpoint.build_refiner(start.refiner).float()
     else:
         refiner = Refiner(
-            in_channels=args.in_channels,
-            block_out_channels=tuple(args.widths),
-            layers_per_block=args.layers,
-            norm_num_groups=args.groups,
+            in_channels=settings.in_channels,
+            block_out_channels=settings.widths,
+            layers_per_block=settings.layers,
+            norm_num_groups=settings.groups,
         )
-    for name, side in (("--size", args.size), ("--crop", args.crop)):
+    for name, side in (("size", settings.size), ("crop", settings.crop)):
         if side % refiner.factor:
             raise InputError(
-                f"{name} must be a multiple of {refiner.factor} for a refiner of so many levels, got {side}"
+                f"The {name} must be a multiple of {refiner.factor} for a refiner of so many levels, got {side}"
             )
-    pairs = data.Pairs(args.dataset, args.list, args.size, limit=args.limit)
+    pairs = data.Pairs(args.dataset, args.list, settings.size, limit=settings.limit)
 
-    def harmonize(batch, seeds):
+    def harmonize(batch: dict[str, torch.Tensor], seeds: list[int]) -> dict[str, torch.Tensor]:
         """Stage 1's picture of a batch, which begins from what a colour regressor makes of it, where there is one."""
         if stage1.color_regressor is not None:
             batch = {**batch, "composite": recolored(stage1.color_regressor, batch["composite"], batch["mask"])}
-        return {**batch, "harmonized": harmonized(stage1, batch, args.resolution, args.size, seeds)}
+        return {**batch, "harmonized": harmonized(stage1, batch, settings.resolution, settings.size, seeds)}
 
-    if args.cache_outputs:
+    samples: data.Samples = pairs
+    if settings.cache_outputs:
         made_of = {
             "stage1": cache.fingerprint(stage1.unet),
             "colors": cache.fingerprint(stage1.color_regressor) if stage1.color_regressor else "",
-            "resolution": str(args.resolution),
-            "limit": str(args.limit),
+            "dataset": str(args.dataset),
+            "list": str(args.list),
+            "size": str(settings.size),
+            "resolution": str(settings.resolution),
+            "limit": str(settings.limit),
         }
-        samples = cache.Cached(
-            args.output / "stage1.safetensors", pairs, args, args.cache_outputs, harmonize, torch.uint8, made_of
-        )
-    else:
-        samples = pairs
-    if args.crop:
-        samples = Crops(samples, args.crop)
+        path, repeats = args.output / "stage1.safetensors", settings.cache_outputs
+        samples = cache.Cached(path, pairs, settings, repeats, harmonize, torch.uint8, made_of)
+    if settings.crop:
+        samples = Crops(samples, settings.crop)
 
     def loss(
         model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if not args.cache_outputs:
+        if not settings.cache_outputs:
             to(stage1, batch["mask"].device)
             seeds = torch.randint(2**62, (len(batch["mask"]),), generator=generator, device=generator.device).tolist()
             batch = harmonize(batch, seeds)
@@ -142,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
         for index in range(0, len(samples), max(1, len(samples) // 6))
     ][:6]
 
-    def sample(model, step):
+    def sample(model: torch.nn.Module, step: int) -> None:
         batch = {
             name: torch.stack([item[name] for item in shown]).to(next(model.parameters()).device) for name in shown[0]
         }
@@ -158,21 +143,23 @@ def run(args: argparse.Namespace) -> None:
             args.output / "samples" / f"{step:07d}.jpg",
         )
 
-    def export(model):
+    def export(model: torch.nn.Module) -> None:
         start.refiner = checkpoint.part_from(model)
-        start.refiner.config["sample_size"] = args.size
+        start.refiner.config["sample_size"] = settings.size
         checkpoint.write(start, args.output / "diffharmony.safetensors")
 
-    loop.train(args, refiner.train(), samples, loss, export=export, sample=sample)
+    loop.train(settings, args.output, refiner.train(), samples, loss, export=export, sample=sample)
 
 
-def harmonized(stage1, batch: dict[str, torch.Tensor], resolution: int, size: int, seeds: list[int]) -> torch.Tensor:
+def harmonized(
+    stage1: "DiffHarmony", batch: dict[str, torch.Tensor], resolution: int, size: int, seeds: list[int]
+) -> torch.Tensor:
     """Stage 1's picture of a batch, scaled to the refinement's size: [B, 3, size, size] in [0, 1]."""
     latents = stage1.harmonize_latents(batch["composite"], batch["mask"], resolution=resolution, seeds=seeds)
     return geometry.resize(stage1.decode(latents), (size, size)).clone()
 
 
-def to(stage1, device) -> None:
+def to(stage1: "DiffHarmony", device: torch.device) -> None:
     for part in (stage1.unet, stage1.vae, stage1.color_regressor):
         if part is not None:
             part.to(device)
@@ -181,7 +168,7 @@ def to(stage1, device) -> None:
 class Crops:
     """The same random square of every picture of a sample."""
 
-    def __init__(self, samples, side: int):
+    def __init__(self, samples: data.Samples, side: int):
         self.samples, self.side = samples, side
 
     def __len__(self) -> int:

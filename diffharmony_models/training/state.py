@@ -165,7 +165,7 @@ class State:
                 kind: part.copy_(tensors[f"optimizer.{name}.{kind}"]) for kind, part in parts.items()
             }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        if scaling is not None:
+        if scaling is not None and self.scaler is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **scaling})
 
     def _facts(self, step: int) -> dict[str, str]:

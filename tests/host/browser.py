@@ -26,8 +26,9 @@ FLAGS = (
 _URL = re.compile(r"https?://[^\s'\")]+")
 _READY = "() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.api.clientId"
 
-# Queues the open workflow as the Run button does. The page hears of a prompt by events alone, so it listens before. Whether
-# the host took it is read off the host's answer: what app.queuePrompt returns means different things in different front ends.
+# Queues the open workflow as the Run button does. The page hears of a prompt by events alone, so it listens before.
+# Whether the host took it is read off the host's answer: what app.queuePrompt returns means different things in
+# different front ends.
 _QUEUE = """async (patience) => {
     const api = app.api, outputs = {}
     let answer
@@ -36,7 +37,9 @@ _QUEUE = """async (patience) => {
         return (answer = await api.queuePrompt(...args))
     }
     const ended = new Promise((resolve) => {
-        api.addEventListener("executed", ({ detail }) => { outputs[detail.display_node ?? detail.node] = detail.output })
+        api.addEventListener("executed", ({ detail }) => {
+            outputs[detail.display_node ?? detail.node] = detail.output
+        })
         api.addEventListener("execution_success", () => resolve({ outputs }))
         api.addEventListener("execution_error", ({ detail }) => resolve({ failed: detail }))
         api.addEventListener("execution_interrupted", () => resolve({ refused: "it was interrupted" }))
@@ -46,8 +49,8 @@ _QUEUE = """async (patience) => {
     return answer?.prompt_id ? await ended : { refused: "the page could not queue it" }
 }"""
 
-# Sets widgets of the one node of a class (and title), as if they had been typed in. Front end 1.37 names a subgraph's widget
-# by the node inside too: "2: seed".
+# Sets widgets of the one node of a class (and title), as if they had been typed in. Front end 1.37 names a subgraph's
+# widget by the node inside too: "2: seed".
 _CHANGE = """([type, title, values]) => {
     const found = app.graph.nodes.filter((node) => node.type == type && (title == null || node.title.includes(title)))
     if (found.length != 1) throw Error(`${found.length} nodes ${type} ${title ?? ""}`)
@@ -63,7 +66,8 @@ _VISIBLE = '[role="dialog"]:visible, [data-testid="error-overlay"]:visible, .p-t
 
 
 class Tab:
-    """A tab of a new visitor with the host's page open. browser: playwright's; page: the page, for all that is not here.
+    """A tab of a new visitor with the host's page open. browser: playwright's; page: the page, for all that is not
+    here.
 
     errors: what the page said in its console as an error since it was ready, and exceptions that nobody caught."""
 
@@ -85,7 +89,9 @@ class Tab:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def _hear(self, said: str, address: str) -> None:
-        """Keeps an error, unless it is that another address cannot be asked: the page looks for its default workflow's models."""
+        """Keeps an error, unless it is that another address cannot be asked: the page looks for its default workflow's
+        models.
+        """
         if all(url.startswith(address) for url in _URL.findall(said)):
             self.errors.append(said)
 
@@ -140,7 +146,10 @@ class Tab:
         self.page.keyboard.type(name)
 
     def queue(self) -> dict:
-        """Runs the workflow; gives what its output nodes told the page, by node id. Failed where it did not end well."""
+        """Runs the workflow; gives what its output nodes told the page, by node id.
+
+        Failed where it did not end well.
+        """
         ended = self.page.evaluate(_QUEUE, RUN)
         if "failed" in ended:
             failed = ended["failed"]
@@ -157,7 +166,10 @@ class Tab:
 
 
 def find() -> Path | str:
-    """The Chromium of this machine, or why the page cannot be tried. CHROMIUM_PATH names one that is not on the PATH."""
+    """The Chromium of this machine, or why the page cannot be tried.
+
+    CHROMIUM_PATH names one that is not on the PATH.
+    """
     if importlib.util.find_spec("playwright") is None:
         return "the package playwright is not installed; it comes with the extra `test`"
     if "CHROMIUM_PATH" in os.environ:

@@ -42,7 +42,7 @@ def regressor(host) -> ColorRegressor:
 
 @pytest.fixture(scope="session")
 def published(host):
-    """The folder of the published weights, unpacked into models/diffharmony, at tiny width; its checkpoint is "base"."""
+    """The folder of the published weights in models/diffharmony, at tiny width; its checkpoint is "base"."""
     folder = host.models / "diffharmony"
     weights.published(folder)
     return folder

@@ -82,7 +82,7 @@ def colors(graph: Graph, composite: list, mask: list, **changes) -> Node:
 
 
 def hosts_noise(shape: tuple, seed: int = SEED, steps: int = STEPS) -> Noise:
-    """What the host's samplers draw on the CPU for a seed: the start from the seed, the steps' noise from the next one."""
+    """What the host's samplers draw on the CPU: the start from the seed, the steps' noise from the next one."""
     initial = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed + 1)
     fresh = torch.stack([torch.randn(shape, generator=generator) for _ in range(steps)])

@@ -61,7 +61,10 @@ class Graph:
 
 
 class Run:
-    """What one prompt gave. outputs: what the output nodes told the browser, by node; cached: nodes that did not run."""
+    """What one prompt gave.
+
+    outputs: what the output nodes told the browser, by node; cached: nodes that did not run.
+    """
 
     def __init__(self, outputs: dict, cached: set[str]):
         self.outputs, self.cached = outputs, cached
@@ -176,7 +179,9 @@ class Host:
         return name
 
     def fetch(self, prompt: Graph, *outputs: list) -> list[torch.Tensor]:
-        """Runs a prompt and gives what comes out of these outputs, exactly: IMAGE [B, H, W, C], MASK, or a LATENT's samples."""
+        """Runs a prompt and gives what comes out of these outputs, exactly: IMAGE [B, H, W, C], MASK, or a LATENT's
+        samples.
+        """
         names = [uuid.uuid4().hex for _ in outputs]
         graph = Graph(prompt.prompt)
         for name, output in zip(names, outputs):

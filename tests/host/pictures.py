@@ -1,5 +1,5 @@
-"""Pictures to test with, and how pictures are compared. Images are [B, 3, H, W] in [0, 1], masks [B, 1, H, W], as in the
-engine; the host's IMAGE and MASK are made of them by `image` and `mask`."""
+"""Pictures to test with, and how pictures are compared. Images are [B, 3, H, W] in [0, 1], masks [B, 1, H, W], as in
+the engine; the host's IMAGE and MASK are made of them by `image` and `mask`."""
 
 from pathlib import Path
 
@@ -9,7 +9,10 @@ from PIL import Image
 
 
 def composites(batch: int = 1, height: int = 96, width: int = 128, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth composites, each other, whose foreground (a box, each elsewhere) is too blue; 8 bits deep. And the masks."""
+    """Smooth composites, each other, whose foreground (a box, each elsewhere) is too blue; 8 bits deep.
+
+    And the masks.
+    """
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(batch, 3, 6, 8, generator=generator)
     pictures = torch.nn.functional.interpolate(small, size=(height, width), mode="bicubic").clamp(0.05, 0.95)

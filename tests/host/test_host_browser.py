@@ -34,7 +34,10 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def tab(chromium, host, base, sd15):
-    """One tab, in which the workflows are opened one after the other, as a person does. The host has all the weights."""
+    """One tab, in which the workflows are opened one after the other, as a person does.
+
+    The host has all the weights.
+    """
     tab = browser.Tab(chromium, host)
     yield tab
     tab.close()

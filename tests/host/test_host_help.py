@@ -41,14 +41,16 @@ _WIRE = """([image, mask]) => {
     const add = (type, values = {}) => {
         const made = LiteGraph.createNode(type)
         app.graph.add(made)
-        for (const [name, value] of Object.entries(values)) made.widgets.find((widget) => widget.name == name).value = value
+        for (const [name, value] of Object.entries(values))
+            made.widgets.find((widget) => widget.name == name).value = value
         return made
     }
     const into = (name) => node.inputs.findIndex((slot) => slot.name == name)
     add("LoadImage", { image }).connect(0, node, into("composite"))
     add("LoadImageMask", { image: mask, channel: "red" }).connect(0, node, into("mask"))
     node.connect(0, add("SaveImage", { filename_prefix: "blueprint" }), 0)
-    return { type: node.type, title: node.title, subgraph: node.isSubgraphNode(), inputs: node.inputs.map((slot) => slot.name) }
+    const inputs = node.inputs.map((slot) => slot.name)
+    return { type: node.type, title: node.title, subgraph: node.isSubgraphNode(), inputs }
 }"""
 
 
@@ -70,7 +72,10 @@ def chinese(chromium, host):
 
 
 def words_of(definition: dict) -> dict:
-    """What the host says of a node, in the form of a translation. A socket named as its type has that type's translation."""
+    """What the host says of a node, in the form of a translation.
+
+    A socket named as its type has that type's translation.
+    """
     inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}
     words = {"display_name": definition["display_name"], "description": definition["description"]}
     words["inputs"] = {name: {"name": name, "tooltip": settings["tooltip"]} for name, (_, settings) in inputs.items()}
@@ -118,7 +123,8 @@ def test_the_help_panel_shows_the_page_of_every_node(tab):
         shown.get_by_role("heading", name=WORDS["en"][node]["display_name"], exact=True).wait_for(timeout=WAIT)
         assert "When something goes wrong" in shown.inner_text()
         tab.page.wait_for_function(
-            "(all) => { const found = [...document.querySelectorAll('.node-help-content img')]; return found.length && found.every((one) => one.naturalWidth) }",
+            "(all) => { const found = [...document.querySelectorAll('.node-help-content img')]; return found.length && "
+            "found.every((one) => one.naturalWidth) }",
             timeout=WAIT,
         )
 

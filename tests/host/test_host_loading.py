@@ -72,7 +72,9 @@ print(json.dumps({
     "nodes": sorted(set(nodes.NODE_CLASS_MAPPINGS) - known),
     "modules": sorted(set(sys.modules) - before),
     "folders": sorted(set(folder_paths.folder_names_and_paths) - keys),
-    "python modules": sorted({nodes.NODE_CLASS_MAPPINGS[n].RELATIVE_PYTHON_MODULE for n in set(nodes.NODE_CLASS_MAPPINGS) - known}),
+    "python modules": sorted(
+        {nodes.NODE_CLASS_MAPPINGS[n].RELATIVE_PYTHON_MODULE for n in set(nodes.NODE_CLASS_MAPPINGS) - known}
+    ),
 }))
 """
 

@@ -1,5 +1,5 @@
-"""The pictures and masks that people have, through the host's own nodes: cut-outs, the mask editor, segmentation, soft edges,
-photos from a phone, odd sizes and odd files. Each works, or the node says why not."""
+"""The pictures and masks that people have, through the host's own nodes: cut-outs, the mask editor, segmentation, soft
+edges, photos from a phone, odd sizes and odd files. Each works, or the node says why not."""
 
 import time
 from pathlib import Path
@@ -74,7 +74,7 @@ def check(host, graph: Graph, composite: list, mask: list, result: list) -> torc
 
 
 def test_a_cut_out_on_a_background(host):
-    """Load Image gives 1 - alpha: inverted, it lays the cut-out on the background and is, in its place there, the mask."""
+    """Load Image gives 1 - alpha: inverted, it lays the cut-out on the background and is, placed there, the mask."""
     scenery, matte = scene()
     box = matte.getbbox()
     cut = scenery.convert("RGBA")

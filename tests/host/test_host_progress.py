@@ -16,8 +16,10 @@ import asyncio, base64, json, sys, aiohttp
 
 async def main(address, graph, method):
     seen, node = [], None
-    async with aiohttp.ClientSession() as session, session.ws_connect(f"{address}/ws?clientId=watcher", max_msg_size=0) as socket:
-        content = {"prompt": json.loads(open(graph).read()), "client_id": "watcher", "extra_data": {"preview_method": method}}
+    url = f"{address}/ws?clientId=watcher"
+    async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
+        extra = {"preview_method": method}
+        content = {"prompt": json.loads(open(graph).read()), "client_id": "watcher", "extra_data": extra}
         async with session.post(f"{address}/prompt", json=content) as answer:
             assert answer.status == 200, await answer.text()
         async for message in socket:

@@ -1,4 +1,6 @@
-"""The classic mistakes with a mask: the nodes run, say what is probably wrong, and the page shows it where the person looks."""
+"""The classic mistakes with a mask: the nodes run, say what is probably wrong, and the page shows it where the person
+looks.
+"""
 
 import graphs
 import pictures
@@ -110,7 +112,9 @@ def lay(host, mask: torch.Tensor) -> None:
 
 
 def test_the_page_shows_a_doubt_until_it_is_settled(host, tab):
-    """One message, though several nodes have the mask; it outlasts runs that change nothing, and goes when the mask is right."""
+    """One message, though several nodes have the mask; it outlasts runs that change nothing, and goes when the mask is
+    right.
+    """
     _, mask = pictures.composites(1, HEIGHT, WIDTH)
     lay(host, 1 - mask)
     tab.open(ROOT / "workflows" / "colors_then_diffusion.json")

@@ -1,5 +1,5 @@
-"""Wrong wires: what a node says when it gets what it cannot use. Each message names what came, what was expected and what to
-wire instead; and it comes from our node, not from somewhere deep inside the host."""
+"""Wrong wires: what a node says when it gets what it cannot use. Each message names what came, what was expected and
+what to wire instead; and it comes from our node, not from somewhere deep inside the host."""
 
 import pictures
 import pytest

@@ -1,5 +1,5 @@
-"""Every workflow that ships is run as it stands, with small pictures and substitutes for the weights that users download,
-and held against the engine with the same noise."""
+"""Every workflow that ships is run as it stands, with small pictures and substitutes for the weights that users
+download, and held against the engine with the same noise."""
 
 import json
 
@@ -58,7 +58,9 @@ def wire(graph: Graph, class_type: str, name: str) -> list:
 
 
 def lay(host, graph: Graph, height: int = 96, width: int = 128, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts a composite where the workflow looks for it, masked as ComfyUI's mask editor does: transparent in the foreground."""
+    """Puts a composite where the workflow looks for it, masked as ComfyUI's mask editor does: transparent in the
+    foreground.
+    """
     composite, mask = pictures.composites(1, height, width, seed)
     painted = torch.cat([composite[0], 1 - mask[0]])
     pictures.write(host.input / graph.prompt[only(graph, "LoadImage")]["inputs"]["image"], painted)
@@ -89,7 +91,7 @@ def test_quick_start(host, bundled):
 
 
 def test_colors_then_diffusion(host, bundled):
-    """The transfer goes to the recoloured picture, as on the command line; what is compared in the end is the original."""
+    """The transfer goes to the recoloured picture, as on the command line; compared is the original."""
     graph = workflow(host, "colors_then_diffusion")
     composite, mask = lay(host, graph)
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
@@ -166,7 +168,7 @@ def test_inpaint_harmonize(host, base, sd15):
 
 
 def test_video_frames(host, bundled):
-    """The frames are the clip's, as many and as fast; the mask is the mask clip's; what is compared is the first frame."""
+    """The frames are the clip's, as many and as fast; the mask is the mask clip's; the first frame is compared."""
     graph = workflow(host, "video_frames")
     for title in ("Clip", "Mask"):
         name = graph.prompt[only(graph, "LoadVideo", title)]["inputs"]["file"]

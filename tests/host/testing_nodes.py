@@ -79,7 +79,10 @@ class TestFake:
 
 
 class TestPause:
-    """A MODEL that, called the n-th time, lays down a file and waits until the run is cancelled. calls: n, 0 for never."""
+    """A MODEL that, called the n-th time, lays down a file and waits until the run is cancelled.
+
+    calls: n, 0 for never.
+    """
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
@@ -203,7 +206,9 @@ def flux():
 
 
 def vae(channels):
-    """A VAE as the host makes it for so many latent channels: TAESD, the only kind of any width that it loads by itself."""
+    """A VAE as the host makes it for so many latent channels: TAESD, the only kind of any width that it loads by
+    itself.
+    """
 
     def make():
         from comfy.taesd.taesd import TAESD

@@ -29,7 +29,8 @@ def prompt(workflow: dict, host: Host) -> dict:
     for node in workflow["nodes"]:
         if node["mode"] == BYPASSED or node["type"] == "Reroute":
             raise ValueError(
-                f"Node {node['id']} ({node['type']}) is bypassed or a reroute, which this does not follow. Wire past it."
+                f"Node {node['id']} ({node['type']}) is bypassed or a reroute, which this does not follow. Wire past "
+                "it."
             )
         if node["mode"] != MUTED and node["type"] not in NOTES:
             nodes[str(node["id"])] = node

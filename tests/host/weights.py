@@ -1,4 +1,6 @@
-"""Weights to test with: random ones in the layouts and of the shapes that users have, at tiny width where the host allows."""
+"""Weights to test with: random ones in the layouts and of the shapes that users have, at tiny width where the host
+allows.
+"""
 
 import json
 from pathlib import Path

@@ -8,11 +8,17 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
+from typing import NamedTuple
+
+import numpy as np
 
 from ..errors import InputError
 
-SETTINGS, LISTS = "settings.json", {"train": "IHD_train.txt", "test": "IHD_test.txt"}
+SETTINGS, MANIFEST, LISTS = "settings.json", "manifest.jsonl", {"train": "IHD_train.txt", "test": "IHD_test.txt"}
 """What `make-composites` writes into its folder."""
+
+PHOTOS = "photos"
+"""Beside the folders of iHarmony4: the photos as they were, without any look."""
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -54,8 +60,53 @@ def read_settings(folder: Path) -> dict:
     return settings
 
 
+class Origin(NamedTuple):
+    """What a manifest says of a composite: the photo as it was and the number of the foreground in it (None where the
+    manifest does not say), whether the mask was given with the photo, and not segmented by us, and which of the
+    `composites.KINDS` it is."""
+
+    photo: Path | None
+    foreground: int | None
+    given: bool
+    kind: str | None
+
+
+def read_manifest(folder: Path) -> dict[str, Origin]:
+    """{composite, as the lists name it: its origin}; nothing where there is no manifest, as in iHarmony4 itself.
+
+    Raises:
+        InputError: with the line's number, for what is no line of a manifest.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            photo, foreground = row.get("photo"), row.get("foreground")
+            label, kind = row["label"], row.get("kind")
+            for value, wanted in (
+                (row["composite"], str),
+                (photo, str | None),
+                (foreground, int | None),
+                (label, str | None),
+                (kind, str | None),
+            ):
+                if not isinstance(value, wanted):
+                    raise TypeError(f"{value!r}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path}, line {number} is not what make-composites writes ({str(error)[:80]}). Delete the file and "
+                "start make-composites again."
+            ) from error
+        found[row["composite"]] = Origin(folder / photo if photo else None, foreground, label is not None, kind)
+    return found
+
+
 def read_index(path: str | Path) -> list[Entry]:
-    """Entries of a JSON-lines file with `image` (path beside the file) and, optionally, `mask`, `source`, `group`, `label`, `licence`.
+    """Entries of a JSON-lines file with `image` (path beside the file) and, optionally, `mask`, `source`, `group`,
+    `label`, `licence`.
 
     Without `group` each photo is its own scene. Raises ValueError with the line's number for what is not such a line.
     """
@@ -100,21 +151,23 @@ def read_index(path: str | Path) -> list[Entry]:
     return entries
 
 
-def read_folders(photos, masks=None):
-    """Entries of plain folders. The masks of `a.jpg` are `a.png`, `a_0.png`, `a_1.png`…; photos in one subfolder are one scene.
+def read_folders(photos: str | Path, masks: str | Path | None = None) -> list[Entry]:
+    """Entries of plain folders. The masks of `a.jpg` are `a.png`, `a_0.png`, `a_1.png`…; photos in one subfolder are
+    one scene.
 
     Without `masks` the entries have none. Raises ValueError for a folder that is missing or where nothing fits.
     """
     photos = Path(photos)
     if not photos.is_dir() or (masks is not None and not Path(masks).is_dir()):
         raise InputError(
-            f"no folder {photos if not photos.is_dir() else masks}: give a folder of photos and one of masks with the same names"
+            f"no folder {masks if photos.is_dir() else photos}: give a folder of photos and one of masks with the same "
+            "names"
         )
     files = _pictures(photos)
     if masks is None:
         found = [_own(file, photos, None) for file in files]
     else:
-        by_name = {}
+        by_name: dict[str, Path] = {}
         for file in _pictures(Path(masks)):
             by_name.setdefault(file.relative_to(masks).with_suffix("").as_posix(), file)
         names = {file.relative_to(photos).with_suffix("").as_posix(): file for file in files}
@@ -126,12 +179,13 @@ def read_folders(photos, masks=None):
                 found.append(_own(photo, photos, mask))
     if not found:
         raise InputError(
-            f"nothing to use in {photos}: expected pictures ({', '.join(sorted(PICTURES))}) and, for a.jpg, a mask a.png or a_0.png"
+            f"nothing to use in {photos}: expected pictures ({', '.join(sorted(PICTURES))}) and, for a.jpg, a mask "
+            "a.png or a_0.png"
         )
     return found
 
 
-def _own(photo, root, mask):
+def _own(photo: Path, root: Path, mask: Path | None) -> Entry:
     relative = photo.relative_to(root)
     scene = relative.parent.as_posix() if relative.parent.parts else relative.stem
     return Entry(
@@ -143,26 +197,30 @@ def _own(photo, root, mask):
     )
 
 
-def _pictures(folder):
+def _pictures(folder: Path) -> list[Path]:
     return sorted(
         file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and not file.name.startswith(".")
     )
 
 
-def digest(*parts):
+def digest(*parts: object) -> int:
     """A whole number below 2^64 that depends on the parts alone, the same on every machine."""
     text = "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")  # names need not be UTF-8
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
-def side(entry, seed, test_share):
+def side(entry: Entry, seed: int, test_share: float) -> str:
     """ "train" or "test", for the whole scene that the entry belongs to."""
     return "test" if digest("split", seed, entry.source, entry.group) < test_share * 2**64 else "train"
 
 
-def reference_pools(entries, seed, test_share):
-    """Possible references by (side, what they share): the label, the source, or nothing. Never from the other side of the split."""
-    pools = defaultdict(list)
+Pools = dict[tuple[str, str, str | None], list[Entry]]
+"""Possible references by (side, what they share, its value)."""
+
+
+def reference_pools(entries: list[Entry], seed: int, test_share: float) -> Pools:
+    """Possible references, which share the label, the source, or nothing. Never from the other side of the split."""
+    pools: Pools = defaultdict(list)
     for entry in entries:
         where = side(entry, seed, test_share)
         if entry.mask and entry.label not in (None, "region"):
@@ -173,9 +231,11 @@ def reference_pools(entries, seed, test_share):
     return dict(pools)
 
 
-def pick_reference(entry, where, pools, rng):
-    """Another scene's entry: of the same label where there is one (7 times in 10), else of the same source or any, or a photo without mask."""
-    ways = [
+def pick_reference(entry: Entry, where: str, pools: Pools, rng: np.random.Generator) -> Entry | None:
+    """Another scene's entry: of the same label where there is one (7 times in 10), else of the same source or any, or a
+    photo without mask.
+    """
+    ways: list[tuple[float, tuple[str, str | None]]] = [
         (0.7, ("label", entry.label)),
         (0.4, ("source", entry.source)),
         (0.5, ("any", "mask")),

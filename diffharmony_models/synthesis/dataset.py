@@ -1,10 +1,12 @@
-"""make-composites: builds iHarmony4-shaped data from photos and masks, by changing the look of the foreground only.
+"""make-composites: builds iHarmony4-shaped data from photos and masks, by the composites of `composites.make`.
 
-    OUT/<subset>/composite_images/<img>_<mask>_<n>.jpg, OUT/<subset>/masks/<img>_<mask>.png, OUT/<subset>/real_images/<img>.jpg
+    OUT/<subset>/composite_images/<img>_1_1.jpg, OUT/<subset>/masks/<img>_1.png, OUT/<subset>/real_images/<img>.jpg
+    OUT/<subset>/photos/<name>.jpg (the photo as it was, for trainers that make composites of their own)
     OUT/IHD_train.txt, OUT/IHD_test.txt (paths from OUT), OUT/manifest.jsonl (how each was made), OUT/settings.json
 
-Every composite depends on the seed and on its photo alone, not on the number of workers nor on what was made before; it carries its own line of the
-manifest as the file's comment, so a run that was killed goes on where it stood.
+The real picture has a look of its own, so each composite has its own: <img> is <name>-<foreground>-<n>. Every composite
+depends on the seed, its foreground and its number alone, not on the number of workers nor on what was made before; it
+carries its own line of the manifest as the file's comment, so a run that was killed goes on where it stood.
 """
 
 from __future__ import annotations
@@ -13,28 +15,34 @@ import argparse
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
 import signal
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+import torch
+from PIL import Image
 
 from .. import images
 from ..errors import InputError, disk_full, reason
 from ..iharmony import COMPOSITES, MASKS, REALS
 from ..numbers import real, whole
-from .looks import change_look
+from . import composites
 from .regions import segment
 from .sources import (
     LISTS,
+    MANIFEST,
+    PHOTOS,
     SETTINGS,
     Entry,
+    Pools,
     digest,
     pick_reference,
     read_folders,
@@ -47,7 +55,13 @@ from .sources import (
 log = logging.getLogger(__name__)
 REFERENCE_SIDE = 256  # references are only looked at for their statistics
 SMALLEST = 0.005  # a foreground under half a percent teaches nothing
-ATTEMPTS = 3  # references tried for a composite before it is given up
+ATTEMPTS = 3  # draws for a composite before it is given up
+FAINTEST = 1.0  # the foreground's mean squared error, of 255², under which nothing was changed
+FORMAT = ".jpg"
+# Of the `composites.KINDS`; not those without any change, which are for training and nothing to be measured by.
+SHARES = tuple(
+    0.0 if kind == "none" else share for kind, share in zip(composites.KINDS, composites.SHARES, strict=True)
+)
 
 
 # What a manifest row must hold for the lists and the report.
@@ -55,8 +69,12 @@ ROW = {
     "composite": str,
     "mask": str,
     "real": str,
+    "photo": str,
+    "foreground": int,
     "split": str,
     "subset": str,
+    "kind": str,
+    "local": bool,
     "psnr": float,
     "fmse": float,
     "area": float,
@@ -87,24 +105,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--masks", help="folder of masks for --photos: a.png or a_0.png, a_1.png… for a.jpg; white is foreground"
     )
     parser.add_argument(
-        "--unmasked",
-        help="further photos without masks (JSON lines or a folder): foregrounds are segmented, colours borrowed",
-    )
-    parser.add_argument(
-        "--unmasked-regions",
-        type=whole(0, 1000),
-        default=1,
-        help="foregrounds to segment in each photo without a mask; 0: only borrow colours",
+        "--unmasked", help="further photos without masks (JSON lines or a folder): a foreground is segmented in each"
     )
     parser.add_argument("--per-mask", type=whole(1, 10_000), default=4, help="composites for each foreground")
     parser.add_argument(
-        "--per-source-limit",
-        type=whole(0),
-        default=0,
-        help="at most so many foregrounds of each source (0: all), so that none dominates",
-    )
-    parser.add_argument(
-        "--limit", type=whole(0), default=0, help="at most so many foregrounds in all (0: all), drawn at random"
+        "--local-share",
+        type=real(0, 1),
+        default=0.3,
+        help="share of the composites whose foreground has a second light on one side (default %(default)s)",
     )
     parser.add_argument(
         "--test-share",
@@ -113,24 +121,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the scenes that goes into IHD_test.txt",
     )
     parser.add_argument(
-        "--strength",
-        type=real(0.1, 2),
-        default=1.0,
-        help="of the changes; 1.0 is as strong as the hard part of iHarmony4",
-    )
-    parser.add_argument(
         "--size",
         type=whole(0, 65500),
         default=512,
         help="short side of what is written; larger photos are scaled down (0: never)",
     )
-    parser.add_argument(
-        "--format",
-        choices=("jpg", "png"),
-        default="jpg",
-        help="of composites and real images; jpg is quality 95, 4:4:4",
-    )
-    parser.add_argument("--name", help="one subset of this name instead of one for each source")
     parser.add_argument(
         "--seed", type=whole(0, 2**63 - 1), default=0, help="decides the split and every change (default %(default)s)"
     )
@@ -144,14 +139,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """One photo with its foregrounds: (number, entry) for given masks, or a count of regions to segment."""
+    """One photo with its foregrounds: (number, entry) for given masks; without, one is segmented."""
 
     entry: Entry
     name: str
     subset: str
     side: str
     masks: tuple[tuple[int, Entry], ...]
-    regions: int = 0
+
+    def path(self, kind: str, name: str) -> str:
+        """The place in the data set, as its lists and its manifest say it."""
+        return f"{self.subset}/{kind}/{name}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -165,7 +163,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
-    """Makes what is not there yet. Returns (rows of the manifest, reasons why foregrounds were left out); raises as `run`."""
+    """Makes what is not there yet.
+
+    Returns (rows of the manifest, reasons why foregrounds were left out); raises as `run`.
+    """
     from tqdm import tqdm
 
     _check(args)
@@ -175,7 +176,8 @@ def build(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     _remove_unfinished(output)  # of a run that was killed
     tasks = plan(masked, unmasked, args)
     pools = reference_pools(masked + unmasked, args.seed, args.test_share)
-    rows, failures = [], []
+    rows: list[dict] = []
+    failures: list[str] = []
     try:
         with tqdm(total=len(tasks), desc="make-composites", unit="photo", smoothing=0.05) as bar:
             for made, failed in _results(tasks, pools, args):
@@ -189,18 +191,19 @@ def build(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
         log.warning("left out: %s", failure)
     if not rows:
         raise InputError(
-            f"no composite could be made from {len(tasks)} photos; the first reason: {failures[0] if failures else 'no foreground fits'}"
+            f"no composite could be made from {len(tasks)} photos; the first reason: "
+            f"{failures[0] if failures else 'no foreground fits'}"
         )
     _write_lists(output, rows)
     return rows, failures
 
 
-def _remove_unfinished(output):
+def _remove_unfinished(output: Path) -> None:
     for left in (*output.glob(".*.part"), *output.glob("*/*/.*.part")):
         left.unlink(missing_ok=True)
 
 
-def report(rows, failures=()):
+def report(rows: list[dict], failures: Sequence[str] = ()) -> None:
     """Logs how many composites there are of what, and how hard they are."""
     count = Counter((row["subset"], row["split"]) for row in rows)
     log.info(
@@ -223,8 +226,9 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--photos needs --masks; for photos without masks use --unmasked")
 
 
-def _entries(args):
-    masked, unmasked = [], []
+def _entries(args: argparse.Namespace) -> tuple[list[Entry], list[Entry]]:
+    masked: list[Entry] = []
+    unmasked: list[Entry] = []
     if args.index:
         entries = read_index(args.index)
         masked, unmasked = [e for e in entries if e.mask], [e for e in entries if not e.mask]
@@ -238,65 +242,45 @@ def _entries(args):
 
 def _keep_settings(output: Path, args: argparse.Namespace) -> None:
     """What decides a composite's content must not change between the runs that fill one folder."""
-    settings = {name: getattr(args, name) for name in ("seed", "strength", "size", "format", "test_share", "name")}
+    settings = {name: getattr(args, name) for name in ("seed", "local_share", "size", "test_share")}
     if (output / SETTINGS).is_file():
         before = read_settings(output)
         if before != settings:
             raise InputError(
-                f"{output} was begun with {before}, now {settings} is asked for; go on with those settings or take another folder"
+                f"{output} was begun with {before}, now {settings} is asked for; go on with those settings or take "
+                "another folder"
             )
         return
     images.write_bytes(output / SETTINGS, json.dumps(settings).encode())
 
 
-# --- planning -----------------------------------------------------------------------------------------------------------------------
+# --- planning ---
 
 
-def plan(masked, unmasked, args):
-    """The tasks, one a photo. Which foregrounds are taken under a limit is drawn by hash, so it depends on the seed alone."""
-    numbers = defaultdict(list)
-    for entry in masked:
-        numbers[entry.image].append(entry)
-    wanted = [(e, i) for entries in numbers.values() for i, e in enumerate(entries)]
-    if args.unmasked_regions:
-        wanted += [(e, 0) for e in unmasked if e.image not in numbers]
-    names = _names([entry for entry, _ in wanted], args.name)
-    wanted.sort(key=lambda pair: digest("draw", args.seed, pair[0].source, pair[0].key))
-    taken, per_source = [], Counter()
-    for entry, number in wanted:
-        weight = 1 if entry.mask else args.unmasked_regions
-        if args.per_source_limit and per_source[entry.source] + weight > args.per_source_limit:
-            continue
-        if args.limit and sum(per_source.values()) + weight > args.limit:
-            break
-        per_source[entry.source] += weight
-        taken.append((entry, number))
+def plan(masked: list[Entry], unmasked: list[Entry], args: argparse.Namespace) -> list[Task]:
+    """The tasks, one a photo."""
     photos = defaultdict(list)
-    for entry, number in taken:
-        photos[entry.image].append((number, entry))
-    tasks = []
-    for image in sorted(photos, key=lambda image: photos[image][0][1].key):
-        first = photos[image][0][1]
-        given = tuple(sorted(((n, e) for n, e in photos[image] if e.mask), key=lambda pair: pair[0]))
-        tasks.append(
-            Task(
-                first,
-                *names[image],
-                side(first, args.seed, args.test_share),
-                given,
-                0 if given else args.unmasked_regions,
-            )
-        )
-    return tasks
+    for entry in masked:
+        photos[entry.image].append(entry)
+    given = {image: tuple(enumerate(entries, 1)) for image, entries in photos.items()}
+    for entry in unmasked:
+        photos.setdefault(entry.image, [entry])
+    names = _names([entry for entries in photos.values() for entry in entries])
+    tasks = [
+        Task(entries[0], *names[image], side(entries[0], args.seed, args.test_share), given.get(image, ()))
+        for image, entries in photos.items()
+    ]
+    return sorted(tasks, key=lambda task: task.entry.key)
 
 
-def _names(entries, subset):
-    """{image: (name, subset)}, each pair once. Made from all entries, so that a limit raised later renames nothing."""
-    names, taken = {}, set()
+def _names(entries: list[Entry]) -> dict[str, tuple[str, str]]:
+    """{image: (name, subset)}, each pair once."""
+    names: dict[str, tuple[str, str]] = {}
+    taken = set()
     for entry in sorted(entries, key=lambda entry: entry.key):
         if entry.image in names:
             continue
-        pair = _clean(Path(entry.image).stem), _clean(subset or entry.source)
+        pair = _clean(Path(entry.image).stem), _clean(entry.source)
         if pair in taken:
             pair = f"{pair[0]}-{digest(entry.key) % 16**8:08x}", pair[1]
         taken.add(pair)
@@ -304,27 +288,34 @@ def _names(entries, subset):
     return names
 
 
-def _clean(name):
+def _clean(name: str) -> str:
     """Letters, digits and hyphens: an underscore would break <img>_<mask>_<n>."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "photo"
 
 
-# --- making -------------------------------------------------------------------------------------------------------------------------
+# --- making ---
 
-_STATE = {}
+_STATE: dict = {}
 
 
-def _begin(pools, args):
-    import torch
-
+def _begin(pools: Pools, args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the main process tells it and tidies up
     torch.set_num_threads(1)
     _STATE.update(pools=pools, args=args)
 
 
-def _results(tasks, pools, args):
+Made = tuple[list[dict], list[str]]
+"""Rows of the manifest, reasons for what was left out."""
+
+
+def _results(tasks: list[Task], pools: Pools, args: argparse.Namespace) -> Iterator[Made]:
     if args.workers == 1:
-        yield from (attempt(task, pools, args) for task in tasks)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a worker: how a sum is cut up decides its last bit
+        try:
+            yield from (attempt(task, pools, args) for task in tasks)
+        finally:
+            torch.set_num_threads(threads)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=context, initializer=_begin, initargs=(pools, args)) as executor:
@@ -335,11 +326,11 @@ def _results(tasks, pools, args):
             raise
 
 
-def _make(task):
+def _make(task: Task) -> Made:
     return attempt(task, _STATE["pools"], _STATE["args"])
 
 
-def attempt(task, pools, args):
+def attempt(task: Task, pools: Pools, args: argparse.Namespace) -> Made:
     """`make`; a fault met in one photo, of whatever kind, is that photo's, but for a disk that takes no more."""
     try:
         return make(task, pools, args)
@@ -349,95 +340,155 @@ def attempt(task, pools, args):
         return [], [Fault(f"{task.entry.image}: {reason(error, log)}")]
 
 
-def make(task, pools, args):
-    """All composites of one photo. Returns (manifest rows, reasons for what was left out); what already lies there is not made again."""
-    numbers = [number for number, _ in task.masks] or range(task.regions)
-    finished = [_comment(_path(task, number, n, args)) for number in numbers for n in range(1, args.per_mask + 1)]
+def make(task: Task, pools: Pools, args: argparse.Namespace) -> Made:
+    """All composites of one photo; what already lies there is not made again."""
+    numbers = [number for number, _ in task.masks] or [1]
+    output = Path(args.output)
+    finished = [
+        _comment(output / _composite_path(task, number, n)) for number in numbers for n in range(1, args.per_mask + 1)
+    ]
     if None not in finished:
-        return finished, []
+        return [row for row in finished if row is not None], []
     try:
-        real = read_photo(task.entry.image, args.size)
+        photo = read_photo(task.entry.image, args.size)
     except Unusable as error:
         return [], [Fault(error)]
-    picture = real.astype(np.float32) / 255
-    rows, failures = [], []
-    for number, entry, mask in _foregrounds(task, real.shape[:2], picture, args, failures):
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
+    rows: list[dict] = []
+    failures: list[str] = []
+    for number, entry, mask in _foregrounds(task, photo, args, failures):
         made = 0
         for n in range(1, args.per_mask + 1):
-            path = _path(task, number, n, args)
+            path = output / _composite_path(task, number, n)
             row = _comment(path)
             if row is None:
-                rng = np.random.default_rng([args.seed, digest(entry.key), number, n])
-                composite, note = _composite(picture, real, mask, entry, task.side, pools, rng, args.strength)
-                if composite is None:
+                pair = _pair(pixels, mask, entry, number, n, task.side, pools, args)
+                if pair is None:
                     continue
-                row = {
-                    "composite": f"{task.subset}/{COMPOSITES}/{path.name}",
-                    "mask": f"{task.subset}/{MASKS}/{task.name}_{number + 1}.png",
-                    "real": f"{task.subset}/{REALS}/{task.name}.{args.format}",
-                    "split": task.side,
-                    "subset": task.subset,
-                    "source": entry.source,
-                    "group": entry.group,
-                    "label": entry.label,
-                    "licence": entry.licence,
-                    "area": round(float(mask.mean()), 4),
-                    "strength": args.strength,
-                    **note,
-                }
-                # The composite last: where it lies, its mask and its real picture lie too.
-                save(Path(args.output) / row["real"], real)
-                save(Path(args.output) / row["mask"], mask.astype(np.uint8) * 255)
-                save(path, composite, json.dumps(row))
+                row = _row(task, entry, number, n, mask, pair)
+                # The composite last: where it lies, its mask, its real picture and its photo lie too.
+                save(output / row["photo"], photo)
+                save(output / row["real"], pair.real)
+                save(output / row["mask"], mask.astype(np.uint8) * 255)
+                save(path, pair.composite, json.dumps(row))
             rows.append(row)
             made += 1
         if not made:
-            failures.append(f"{entry.mask or entry.image}: no plausible change found")
+            failures.append(f"{entry.mask or entry.image}: every change drawn for it was too faint")
     return rows, failures
 
 
-def _path(task, number, n, args):
-    return Path(args.output) / task.subset / COMPOSITES / f"{task.name}_{number + 1}_{n}.{args.format}"
+def _composite_path(task: Task, number: int, n: int) -> str:
+    return task.path(COMPOSITES, f"{task.name}-{number}-{n}_1_1{FORMAT}")
 
 
-def _foregrounds(task, size, picture, args, failures):
+def _foregrounds(
+    task: Task, photo: np.ndarray, args: argparse.Namespace, failures: list[str]
+) -> Iterator[tuple[int, Entry, np.ndarray]]:
     """(number, entry, mask HxW bool) of the task's foregrounds, given or segmented."""
     for number, entry in task.masks:
+        assert entry.mask is not None
         try:
-            yield number, entry, read_mask(entry.mask, task.entry.image, size)
+            yield number, entry, read_mask(entry.mask, task.entry.image, photo.shape[:2])
         except Unusable as error:
             failures.append(str(error) if isinstance(error, Unsuited) else Fault(error))
-    if task.regions:
+    if not task.masks:
         rng = np.random.default_rng([args.seed, digest("regions", task.entry.key)])
-        for number, mask in enumerate(segment(picture, rng, task.regions)):
-            yield number, task.entry, mask
+        for mask in segment(photo.astype(np.float32) / 255, rng):
+            yield 1, task.entry, mask
 
 
-def _composite(picture, real, mask, entry, where, pools, rng, strength):
-    """(composite HxWx3 uint8, note), the background bit by bit `real`'s; (None, None) where no draw is plausible."""
+@dataclass(frozen=True)
+class Pair:
+    """A composite and its truth as they are written: HxWx3 uint8."""
+
+    composite: np.ndarray
+    real: np.ndarray
+    kind: str
+    local: bool
+
+    def squares(self) -> np.ndarray:
+        """HxW: the squared error, mean of the channels, of 255²."""
+        return np.square(self.composite.astype(np.float32) - self.real).mean(2)
+
+
+def _pair(
+    photo: torch.Tensor,
+    mask: np.ndarray,
+    entry: Entry,
+    number: int,
+    n: int,
+    where: str,
+    pools: Pools,
+    args: argparse.Namespace,
+) -> Pair | None:
+    """Composite number n of a foreground; None where every draw leaves it as it was. photo: [1, 3, H, W] in [0, 1]."""
+    rng = np.random.default_rng([args.seed, digest(entry.key), number, n])
+    inside = torch.from_numpy(mask)[None, None].float()
     for _ in range(ATTEMPTS):
-        other = pick_reference(entry, where, pools, rng)
-        reference = None
-        if other is not None:
-            try:
-                reference = read_reference(other, rng)
-            except Unusable:
-                other = None
-        changed, note = change_look(picture, mask, rng, reference, strength)
-        if note["plausible"]:
-            del note["plausible"]
-            if note["kind"] == "transfer":
-                note["reference"] = other.key.split("|")[0]
-            composite = real.copy()
-            composite[mask] = (changed[mask] * 255 + 0.5).astype(np.uint8)
-            return composite, note
-    return None, None
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        pairs = composites.make(
+            photo,
+            inside,
+            generator,
+            _reference(entry, where, pools, rng),
+            shares=SHARES,
+            local_share=args.local_share,
+        )
+        composite, truth = (
+            (picture[0].permute(1, 2, 0) * 255).round().byte().numpy() for picture in (pairs.composite, pairs.real)
+        )
+        pair = Pair(composite, truth, composites.KINDS[int(pairs.kind)], bool(pairs.local))
+        if pair.squares()[mask].mean() >= FAINTEST:
+            return pair
+    return None
 
 
-# --- files --------------------------------------------------------------------------------------------------------------------------
+def _reference(
+    entry: Entry, where: str, pools: Pools, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and covariance of another scene's foreground; None where there is none, or none that can be read."""
+    other = pick_reference(entry, where, pools, rng)
+    if other is None:
+        return None
+    try:
+        picture, mask = read_reference(other, rng)
+    except Unusable:
+        return None
+    return composites.statistics(
+        torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, torch.from_numpy(mask)[None, None].float()
+    )
 
 
-def read_photo(path, short_side=0):
+def _row(task: Task, entry: Entry, number: int, n: int, mask: np.ndarray, pair: Pair) -> dict:
+    """A line of the manifest."""
+    squares = pair.squares()
+    image = f"{task.name}-{number}-{n}"
+    return {
+        "composite": _composite_path(task, number, n),
+        "mask": task.path(MASKS, f"{image}_1.png"),
+        "real": task.path(REALS, f"{image}{FORMAT}"),
+        "photo": task.path(PHOTOS, f"{task.name}{FORMAT}"),
+        "foreground": number,
+        "split": task.side,
+        "subset": task.subset,
+        "source": entry.source,
+        "group": entry.group,
+        # None says that we segmented the foreground ourselves; a mask that was given may have no label, too.
+        "label": (entry.label or "") if entry.mask else None,
+        "licence": entry.licence,
+        "kind": pair.kind,
+        "local": pair.local,
+        "area": round(float(mask.mean()), 4),
+        "fmse": round(float(squares[mask].mean()), 1),
+        "psnr": round(10 * math.log10(255**2 / float(squares.mean())), 2),
+    }
+
+
+# --- files ---
+
+
+def read_photo(path: str, short_side: int = 0) -> np.ndarray:
     """(H, W, 3) uint8, scaled down to `short_side` where that is smaller (0: never). Unusable if unreadable."""
     try:
         pixels = images.to_bytes(images.read_image(path).pixels)
@@ -447,13 +498,15 @@ def read_photo(path, short_side=0):
     if not short_side or min(height, width) <= short_side:
         return pixels
     scale = short_side / min(height, width)
-    return np.asarray(
-        Image.fromarray(pixels).resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.LANCZOS)
-    )
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def read_mask(path, photo, size):
-    """(H, W) bool at the given size. Unusable where it is unreadable, of other proportions than its photo, empty, too small or all of the picture."""
+def read_mask(path: str, photo: str, size: tuple[int, ...]) -> np.ndarray:
+    """(H, W) bool at the given size.
+
+    Unusable where it is unreadable, of other proportions than its photo, empty, too small or all of the picture.
+    """
     try:
         mask = Image.fromarray(images.read_mask(path)[0, 0].numpy())
     except InputError as error:
@@ -461,47 +514,45 @@ def read_mask(path, photo, size):
     height, width = size
     if abs(mask.width * height - mask.height * width) > 2 * max(mask.width, mask.height, width, height):
         raise Unusable(
-            f"{path}: the mask is {mask.width}x{mask.height}, its photo {photo} {width}x{height} after scaling; both must have the same proportions"
+            f"{path}: the mask is {mask.width}x{mask.height}, its photo {photo} {width}x{height} after scaling; both "
+            "must have the same proportions"
         )
     if mask.size != (width, height):
-        mask = mask.resize((width, height), Image.BILINEAR)
-    mask = np.asarray(mask) >= 0.5
-    if not SMALLEST <= mask.mean() <= 0.95:
+        mask = mask.resize((width, height), Image.Resampling.BILINEAR)
+    inside = np.asarray(mask) >= 0.5
+    if not SMALLEST <= inside.mean() <= 0.95:
         raise Unsuited(
-            f"{path}: the foreground covers {mask.mean():.1%} of the picture; expected {SMALLEST:.1%} to 95 %"
+            f"{path}: the foreground covers {inside.mean():.1%} of the picture; expected {SMALLEST:.1%} to 95 %"
         )
-    return mask
+    return inside
 
 
-def read_reference(entry, rng):
-    """(picture HxWx3 float32 in [0, 1], mask HxW bool): the entry's foreground, or a random window of a photo without mask."""
+def read_reference(entry: Entry, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(picture HxWx3 uint8, mask HxW bool): the entry's foreground, or a random window of a photo without mask."""
     picture = read_photo(entry.image, REFERENCE_SIDE)
     if entry.mask:
-        mask = read_mask(entry.mask, entry.image, picture.shape[:2])
-    else:
-        mask = np.zeros(picture.shape[:2], bool)
-        window = [
-            slice(start, start + length) for start, length in (_window(side_length, rng) for side_length in mask.shape)
-        ]
-        mask[tuple(window)] = True
-    return picture.astype(np.float32) / 255, mask
+        return picture, read_mask(entry.mask, entry.image, picture.shape[:2])
+    mask = np.zeros(picture.shape[:2], bool)
+    (top, height), (left, width) = (_window(length, rng) for length in mask.shape)
+    mask[top : top + height, left : left + width] = True
+    return picture, mask
 
 
-def _window(length, rng):
+def _window(length: int, rng: np.random.Generator) -> tuple[int, int]:
     part = max(4, int(length * rng.uniform(0.25, 0.9)))
     return int(rng.integers(max(1, length - part))), part
 
 
 def save(path: Path, pixels: np.ndarray, comment: str | None = None) -> None:
-    """Writes uint8 pixels by the extension, whole or not at all; JPEG at quality 95 without chroma subsampling. A real picture or mask already there stays."""
+    """Writes uint8 pixels by the extension, whole or not at all; JPEG at quality 95 without chroma subsampling.
+
+    A picture without a comment that is there already stays.
+    """
     if comment is None and os.path.isfile(path) and os.path.getsize(path):
         return
     image, content = Image.fromarray(pixels), io.BytesIO()
     if path.suffix == ".png":
-        info = PngImagePlugin.PngInfo()
-        if comment:
-            info.add_text("comment", comment)
-        image.save(content, "PNG", pnginfo=info)
+        image.save(content, "PNG")
     else:
         more = {"comment": comment.encode()} if comment else {}
         image.save(content, "JPEG", quality=95, subsampling=0, **more)
@@ -527,4 +578,4 @@ def _write_lists(output: Path, rows: list[dict]) -> None:
         if not names:
             log.warning("no photo fell on the %s side; give more photos or another --test-share", split)
         images.write_bytes(output / LISTS[split], "".join(f"{name}\n" for name in names).encode())
-    images.write_bytes(output / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    images.write_bytes(output / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows).encode())
