@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from . import looks
 
 KINDS = ("look", "retouch", "transfer", "dull", "none")
-SHARES = (0.25, 0.35, 0.25, 0.1, 0.05)
+SHARES = (0.35, 0.2, 0.3, 0.1, 0.05)
 
 
 class Pairs(NamedTuple):
@@ -64,7 +64,7 @@ def make(
     # Lost colours can only be told from dull ones where the thing is vivid, as it is in the photos that people publish.
     vivid = of("dull") + of("transfer") * picker.chance(0.6)
     # A thing may be dark or bright by itself, or stand in the shade: it need not be as light as what is around it.
-    shade = torch.exp2(picker.chance(0.4) * (picker.normal(0.7) - 0.3).clamp(-1.8, 1.0) / looks.GAMMA)
+    shade = torch.exp2(picker.chance(0.4) * picker.normal(0.7).clamp(-1.5, 1.0) / looks.GAMMA)
     own = torch.bmm(looks.own_color(picker, vivid) * shade[..., None], photo.flatten(2)).view_as(photo).clamp(0, 1)
     photo = torch.where(mask > 0, own, photo)
 

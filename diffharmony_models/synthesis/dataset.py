@@ -23,6 +23,7 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -300,6 +301,8 @@ _STATE: dict = {}
 
 def _begin(pools: Pools, args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the main process tells it and tidies up
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
     _STATE.update(pools=pools, args=args)
 
@@ -320,10 +323,27 @@ def _results(tasks: list[Task], pools: Pools, args: argparse.Namespace) -> Itera
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=context, initializer=_begin, initargs=(pools, args)) as executor:
         try:
-            yield from executor.map(_make, tasks, chunksize=4)
+            with _without_ctrl_c():
+                made = executor.map(_make, tasks, chunksize=4)
+            yield from made
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes that are started in here are deaf to Ctrl-C until `_begin`: one that is only starting would print a
+    traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _make(task: Task) -> Made:

@@ -15,14 +15,14 @@ import torch
 from .. import checkpoint
 from ..errors import InputError
 from ..networks import color_regressor as network
-from ..numbers import whole
+from ..numbers import real, whole
 from ..synthesis import composites
 from . import data, loop, recipe, sheets
 
 # Added under the root of a sample's mean squared error: (2.5 / 255)², an error that nobody sees.
 ROOT_FLOOR = 1e-4
 # Of the mean squared error beside its root: a few pairs that are far off must not be the price of many that are close.
-SQUARE_WEIGHT = 8.0
+SQUARE_WEIGHT = 4.0
 FROZEN = 3  # the stem and so many stages keep their ImageNet weights: edges and textures are the same here
 
 
@@ -32,6 +32,8 @@ class Settings(recipe.Settings):
 
     size: int = recipe.number(160, whole(64, 512, multiple_of=32), "side that the network looks at, a multiple of 32")
     hold_out: tuple[str, ...] = recipe.names("subsets to leave out, to test on")
+    run_size: int = recipe.number(224, whole(64, 512, multiple_of=32), "side that it looks at when it is used")
+    gain: float = recipe.number(1.0, real(0.1, 3), "share of the predicted change that is made when it is used")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
         )
 
     def export(model: torch.nn.Module) -> None:
-        part = checkpoint.Part(config=dict(model.config), state=model.state_dict())
+        config = {**model.config, "size": settings.run_size, "gain": settings.gain}
+        part = checkpoint.Part(config=config, state=model.state_dict())
         checkpoint.write(
             checkpoint.Checkpoint(name=args.output.name, color_regressor=part),
             args.output / "color_regressor.safetensors",
