@@ -96,6 +96,8 @@ def test_colors_then_diffusion(host, bundled):
     composite, mask = lay(host, graph)
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
     settings = {"method": "both", "resolution": 128, "seeds": 3, "harmony_vae": False}
+    recolored = [only(graph, "HarmonizeColors"), 0]
+    assert all(wire(graph, name, "composite") == recolored for name in ("HarmonizeLatent", "TransferToFullResolution"))
     found = result(host, graph)
     compare(found, bundled(composite, mask, **settings).refined, composite, mask)
     colors = bundled(composite, mask, method="colors").refined
@@ -182,6 +184,7 @@ def test_video_frames(host, bundled):
     )  # newer hosts read white as 254
     expected, _ = recolor.harmonize(bundled.color_regressor, composite, mask, frames="smoothed")
     compare(found, expected, composite, mask)
+    assert (found - expected).abs().max() <= 1e-4  # of a change for each frame alone it would be 60 times that
     outputs = host.run(graph).outputs
     saved = outputs[only(graph, "SaveVideo")]["images"][0]
     described = json.loads(host.script(DESCRIBE, host.output / saved["subfolder"] / saved["filename"]))
