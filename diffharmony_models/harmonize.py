@@ -408,7 +408,12 @@ def _show(bar: tqdm, done: int, total: int) -> None:
 def _load(args: argparse.Namespace, device: torch.device) -> "DiffHarmony":
     from . import checkpoint, pipeline  # diffusers comes with it, and takes seconds: bad pictures are told before
 
-    weights = checkpoint.read(args.checkpoint or checkpoint.bundled())
+    path = args.checkpoint or checkpoint.bundled()
+    if args.method in (None, "colors"):  # the rest of the checkpoint need not be read for that
+        weights = checkpoint.read(path, parts=("color_regressor",))
+        if weights.color_regressor is not None:
+            return pipeline.DiffHarmony.from_checkpoint(weights, device=device)
+    weights = checkpoint.read(path)
     return pipeline.DiffHarmony.from_checkpoint(weights, device=device, dtype=args.dtype)
 
 

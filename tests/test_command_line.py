@@ -855,3 +855,20 @@ def test_help_loads_nothing_heavy_and_harmonizing_no_pipelines(tmp_path, pair, w
     assert python("-c", code, "--help", cwd=tmp_path).stdout.endswith("\n[]\n")
     loaded = python("-c", code, "harmonize", *pair, "out.png", "--checkpoint", weights, cwd=tmp_path).stdout
     assert "'diffusers'" in loaded and "stable_diffusion" not in loaded
+
+
+@pytest.mark.slow
+def test_colors_alone_import_nothing_heavy(tmp_path):
+    """With the bundled weights a picture takes a second, because diffusers is not loaded for it."""
+    pictures = ROOT / "workflows" / "pictures"
+    arguments = ["harmonize", str(pictures / "astronaut.jpg"), str(pictures / "astronaut_mask.png"), "out.png"]
+    code = (
+        "import sys; from diffharmony_models.__main__ import main; "
+        f"assert main({arguments!r}) == 0; "
+        "print([name for name in ('diffusers', 'transformers', 'accelerate') if name in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]" and (tmp_path / "out.png").stat().st_size > 10_000
