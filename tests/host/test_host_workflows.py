@@ -182,9 +182,10 @@ def test_video_frames(host, bundled):
     assert (
         0.1 < mask.mean() < 0.5 and ((mask == 0) | (mask > 0.99)).float().mean() > 0.9
     )  # newer hosts read white as 254
+    mask = torch.where(mask < 1.5 / 255, 0, mask)  # the nodes take one level of 8 bits for nothing
     expected, _ = recolor.harmonize(bundled.color_regressor, composite, mask, frames="smoothed")
     compare(found, expected, composite, mask)
-    assert (found - expected).abs().max() <= 1e-4  # of a change for each frame alone it would be 60 times that
+    assert (found - expected).abs().max() <= 1e-5
     outputs = host.run(graph).outputs
     saved = outputs[only(graph, "SaveVideo")]["images"][0]
     described = json.loads(host.script(DESCRIBE, host.output / saved["subfolder"] / saved["filename"]))
