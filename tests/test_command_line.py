@@ -743,6 +743,7 @@ def hook(event, arguments):
         os.kill(os.getpid(), waiting.pop())
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, and rightly so
 waiting = []
 sys.addaudithook(hook)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

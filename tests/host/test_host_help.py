@@ -151,7 +151,6 @@ def test_the_blueprint_is_found_by_its_name_and_gives_what_the_nodes_give(host, 
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_function("() => app.graph.nodes.length == 1", timeout=WAIT)
     tab.page.mouse.click(700, 600)  # puts it down
-    tab.errors.clear()  # in front end 1.37 the search stumbles over its own closing
 
     found = tab.page.evaluate(_WIRE, EXAMPLE)
     assert found["subgraph"] and found["title"] == BLUEPRINT.stem
@@ -166,4 +165,5 @@ def test_the_blueprint_is_found_by_its_name_and_gives_what_the_nodes_give(host, 
     (plain,) = (output["images"][0] for output in host.run(graph).outputs.values())
     one, other = (pictures.read(host.output / image["subfolder"] / image["filename"]) for image in (saved, plain))
     assert pictures.psnr(one, other) > 50
-    assert not tab.errors
+    # Front end 1.37's search stumbles over its own closing, now or a moment later.
+    assert not [error for error in tab.errors if "onOptionSelect" not in error]
