@@ -182,8 +182,6 @@ def run(args: argparse.Namespace) -> int:
         kind = None if args.dtype is None else dtype(args.dtype)
     except argparse.ArgumentTypeError as error:
         raise InputError(str(error)) from error
-    if os.path.realpath(args.source) == os.path.realpath(args.out):
-        raise InputError(f"{args.out} would be written over its source; give another name")
     print(checkpoint.describe(checkpoint.convert(args.source, args.out, kind)))
     print(f"written: {args.out}, {os.path.getsize(args.out) / 1e6:.1f} MB")
     return 0

@@ -9,11 +9,11 @@ from PIL import Image
 
 from .. import iharmony, images
 from ..errors import InputError
-from . import sources
+from . import looks, sources
 
 SIDE = 256  # pictures are looked at in a square of this side, as they are measured
 FAINT = 0.1  # of the logarithm of the saturation: less than a tenth is neither up nor down
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array(looks.LUMA, np.float32)
 COLUMNS = (
     "pairs",
     "composite: foreground - background",
