@@ -23,10 +23,10 @@ from .errors import InputError, disk_full, one_line, printable
 
 PROGRAM = "python -m diffharmony_models"
 COMMANDS = {
-    "harmonize": ("harmonize", "fit the pasted foreground of a picture, or of a folder of them, to its background"),
+    "harmonize": ("cli.harmonize", "fit the pasted foreground of a picture, or of a folder of them, to its background"),
     "convert": ("__main__", "make one weight file of a published folder, or of another file"),
-    "evaluate": ("evaluate", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
-    "benchmark": ("benchmark", "time and memory on this machine"),
+    "evaluate": ("evaluation.scoring", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
+    "benchmark": ("benchmark.runs", "time and memory on this machine"),
     "make-composites": ("synthesis.dataset", "build training pairs from photos and masks"),
     "statistics": ("synthesis.statistics", "say what the pairs of data sets are like, side by side"),
     "train-color-regressor": ("training.color_regressor", "train the network that says how colours must change"),
@@ -174,7 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`convert`: reads, writes, and prints what was found."""
     from . import checkpoint
-    from .harmonize import dtype
+    from .cli.harmonize import dtype
 
     if not args.out.endswith(".safetensors"):
         raise InputError(f"{args.out}: expected a name that ends in .safetensors")

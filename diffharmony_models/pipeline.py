@@ -16,8 +16,8 @@ import torch
 from . import checkpoint as checkpoints
 from . import geometry, recolor, sampling
 from .errors import InputError
-from .harmony_vae import Posterior
-from .refiner import refine as refine_image
+from .networks.harmony_vae import Posterior
+from .networks.refiner import refine as refine_image
 from .sampling import PREDICTIONS, Draws, Noise, randn
 
 logger = logging.getLogger(__name__)

@@ -3,11 +3,11 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import host
 from .conditioning import DiffHarmonyConditioning
 from .decode import VAEDecodeHigherRes
 from .harmonize import HarmonizeLatent
 from .harmonize_colors import HarmonizeColors
+from .host import running as host
 from .load import LoadDiffHarmony
 from .refine import RefineResidual
 from .transfer import TransferToFullResolution

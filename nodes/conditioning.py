@@ -4,8 +4,9 @@ import torch
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
-from . import host, inputs
+from . import checks
 from .harmonize import composite_input, inference_size, resolution_input, shape_input, small_mask
+from .host import running as host
 
 NODE = "DiffHarmonyConditioning"
 
@@ -58,8 +59,8 @@ class DiffHarmonyConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         host.check_vae(vae, NODE)
         host.check_text(null_text, NODE)
-        composite = inputs.image(composite, "composite", NODE)
-        mask = inputs.mask(mask, composite, NODE)
+        composite = checks.image(composite, "composite", NODE)
+        mask = checks.mask(mask, composite, NODE)
         size = inference_size(composite, resolution or host.resolution_of(null_text), shape)
         latent = host.encode(vae, geometry.resize(composite, size)).mean
         small, lost = small_mask(mask, size)
@@ -69,4 +70,4 @@ class DiffHarmonyConditioning(io.ComfyNode):
         if empty.any():
             # A sampler leaves alone what its noise mask leaves out.
             result["noise_mask"] = (~empty).float().expand(-1, -1, *size)
-        return io.NodeOutput(conditioned, conditioned, result, ui=host.warn(NODE, inputs.doubts(mask) or lost))
+        return io.NodeOutput(conditioned, conditioned, result, ui=host.warn(NODE, checks.doubts(mask) or lost))

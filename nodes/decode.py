@@ -4,7 +4,8 @@ import torch
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
-from . import host, inputs
+from . import checks
+from .host import running as host
 
 NODE = "VAEDecodeHigherRes"
 METHODS = ("bilinear", "lanczos", "area")
@@ -64,11 +65,11 @@ class VAEDecodeHigherRes(io.ComfyNode):
         height: int = 0,
     ) -> io.NodeOutput:
         host.check_vae(vae, NODE)
-        latents = inputs.latent(samples, "samples", NODE)
-        wanted = None if composite is None else inputs.image(composite, "composite", NODE)
+        latents = checks.latent(samples, "samples", NODE)
+        wanted = None if composite is None else checks.image(composite, "composite", NODE)
         if wanted is not None:
             found = (latents.shape[-2] * geometry.LATENT, latents.shape[-1] * geometry.LATENT)
-            inputs.same_view(found, wanted, f"{NODE}: the decoded picture", "Wire the composite that was harmonized.")
+            checks.same_view(found, wanted, f"{NODE}: the decoded picture", "Wire the composite that was harmonized.")
         picture = host.decode(vae, latents)
         if not torch.isfinite(picture).all():
             raise ValueError(
@@ -77,7 +78,7 @@ class VAEDecodeHigherRes(io.ComfyNode):
             )
         size = output_size((picture if wanted is None else wanted).shape[-2:], width, height)
         picture = geometry.resize(picture, size) if method == "bilinear" else host.scale(picture, size, method)
-        return io.NodeOutput(inputs.to_host(picture))
+        return io.NodeOutput(checks.to_host(picture))
 
 
 def output_size(natural: tuple[int, int], width: int, height: int) -> tuple[int, int]:

@@ -5,7 +5,8 @@ from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
 from ..diffharmony_models.sampling import Draws
-from . import host, inputs
+from . import checks
+from .host import running as host
 
 SHAPES = {"keep proportions": "keep", "square": "square"}
 NODE = "HarmonizeLatent"
@@ -104,8 +105,8 @@ class HarmonizeLatent(io.ComfyNode):
         host.check_model(model, NODE)
         host.check_vae(vae, NODE)
         host.check_text(null_text, NODE, model)
-        composite = inputs.image(composite, "composite", NODE)
-        mask = inputs.mask(mask, composite, NODE)
+        composite = checks.image(composite, "composite", NODE)
+        mask = checks.mask(mask, composite, NODE)
         size = inference_size(composite, resolution or host.resolution_of(null_text, model), shape)
         if latent is not None:
             given = composite_latent(latent, composite)
@@ -118,7 +119,7 @@ class HarmonizeLatent(io.ComfyNode):
         posterior = None if latent is not None else host.encode(vae, geometry.resize(composite, size))
         clean = given if posterior is None else posterior.mean
         if not keep:
-            return io.NodeOutput({"samples": clean.clone()}, ui=host.warn(NODE, inputs.doubts(mask)))
+            return io.NodeOutput({"samples": clean.clone()}, ui=host.warn(NODE, checks.doubts(mask)))
 
         # The published order: start noise, posterior, one for each step.
         noise = draws("initial", clean.shape[1:])
@@ -128,7 +129,7 @@ class HarmonizeLatent(io.ComfyNode):
             seen = seen + posterior.std[keep] * spread.to(seen)
         small, lost = small_mask(mask[keep], size)
         positive = host.condition(null_text, seen, small)
-        ui = host.warn(NODE, host.doubts_of_vae(model, vae) + (inputs.doubts(mask) or lost))
+        ui = host.warn(NODE, host.doubts_of_vae(model, vae) + (checks.doubts(mask) or lost))
         steps = steps or host.steps_of(model)
         samples = host.sample(
             model, positive, noise, draws, [seeds[index] for index in keep], steps, sampler_name, scheduler
@@ -193,7 +194,7 @@ def inference_size(composite: torch.Tensor, resolution: int, shape: str) -> tupl
     height, width = geometry.inference_size(size[0], size[1], resolution, SHAPES[shape])
     if height * width > 4 * resolution**2:
         raise ValueError(
-            f"The composite is {inputs.size(composite)}, too long and thin for resolution {resolution}. Crop it around "
+            f"The composite is {checks.size(composite)}, too long and thin for resolution {resolution}. Crop it around "
             'the foreground, or choose shape "square".'
         )
     return height, width
@@ -207,13 +208,13 @@ def latent_size(samples: torch.Tensor) -> tuple[int, int]:
 
 def composite_latent(latent: dict, composite: torch.Tensor) -> torch.Tensor:
     """The samples of the composite as LATENT, one for each composite. ValueError where they do not belong together."""
-    samples = inputs.latent(latent, "latent", NODE)
+    samples = checks.latent(latent, "latent", NODE)
     if samples.shape[0] not in (1, composite.shape[0]):
         raise ValueError(
             f"{NODE}: {composite.shape[0]} composites came with {samples.shape[0]} latents. Give one for each."
         )
     advice = "Wire the LATENT that the composite was decoded from, or none."
-    inputs.same_view(latent_size(samples), composite, f"{NODE}: the latent", advice)
+    checks.same_view(latent_size(samples), composite, f"{NODE}: the latent", advice)
     return samples.float().expand(composite.shape[0], -1, -1, -1)
 
 

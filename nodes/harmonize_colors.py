@@ -10,10 +10,11 @@ from comfy_api.latest import io
 
 from ..diffharmony_models import checkpoint as checkpoints
 from ..diffharmony_models import geometry, recolor
-from ..diffharmony_models.checkpoint_parts import Part
+from ..diffharmony_models.checkpoint.parts import Part
 from ..diffharmony_models.errors import InputError
 from ..diffharmony_models.networks.color_regressor import ColorChange, ColorRegressor
-from . import files, host, inputs
+from . import checks, folders
+from .host import running as host
 
 NODE = "HarmonizeColors"
 # A `ColorChange` and the `recolor.Amounts` that are made of it: (change, amounts), as `recolor.apply` takes them.
@@ -52,8 +53,8 @@ class HarmonizeColors(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weights",
-                    options=files.names(host.folders()),
-                    default=files.BUNDLED,
+                    options=folders.names(host.folders()),
+                    default=folders.BUNDLED,
                     advanced=True,
                     tooltip=(
                         "Where the colour regressor is taken from: the bundled one, or a file in models/diffharmony "
@@ -98,11 +99,11 @@ class HarmonizeColors(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, weights: str | None = None) -> bool | str:
-        return files.fault(weights, host.folders()) or True
+        return folders.fault(weights, host.folders()) or True
 
     @classmethod
     def fingerprint_inputs(cls, weights: str | None = None, **kwargs: object) -> list | str | None:
-        return files.fingerprint_of(weights, host.folders())
+        return folders.fingerprint_of(weights, host.folders())
 
     @classmethod
     def execute(
@@ -117,11 +118,11 @@ class HarmonizeColors(io.ComfyNode):
         feather: int,
         frames: str,
     ) -> io.NodeOutput:
-        composite = inputs.image(composite, "composite", NODE)
-        mask = inputs.mask(mask, composite, NODE)
-        ui = host.warn(NODE, inputs.doubts(mask))
-        path = files.resolve(weights, host.folders())
-        network = regressor(path, str(files.fingerprint(path)))
+        composite = checks.image(composite, "composite", NODE)
+        mask = checks.mask(mask, composite, NODE)
+        ui = host.warn(NODE, checks.doubts(mask))
+        path = folders.resolve(weights, host.folders())
+        network = regressor(path, str(folders.fingerprint(path)))
         if network is None:
             raise InputError(
                 f'{NODE}: "{weights}" has no colour regressor. Choose weights that have one: the bundled checkpoint, '
@@ -136,7 +137,7 @@ class HarmonizeColors(io.ComfyNode):
             if not empty[one].all():
                 own = ColorChange(change.curve[one], change.field[one])
                 result[one] = recolor.apply(composite[one], mask[one], own, amounts, feather)
-        return io.NodeOutput(inputs.to_host(result), (change, amounts), ui=ui)
+        return io.NodeOutput(checks.to_host(result), (change, amounts), ui=ui)
 
 
 def amount(name: str, tooltip: str, advanced: bool | None = None) -> io.Float.Input:

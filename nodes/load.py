@@ -5,8 +5,10 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..diffharmony_models import checkpoint as checkpoints
-from ..diffharmony_models import checkpoint_folders, checkpoint_parts
-from . import files, host
+from ..diffharmony_models.checkpoint import folders as checkpoint_folders
+from ..diffharmony_models.checkpoint import parts as checkpoint_parts
+from . import folders
+from .host import running as host
 
 DiffHarmonyRefiner = io.Custom("DIFFHARMONY_REFINER")
 
@@ -26,8 +28,8 @@ class LoadDiffHarmony(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=files.names(host.folders()),
-                    default=files.BUNDLED,
+                    options=folders.names(host.folders()),
+                    default=folders.BUNDLED,
                     tooltip="Files and folders in models/diffharmony. The bundled one is small; the published weights "
                     "do far better.",
                 ),
@@ -58,15 +60,15 @@ class LoadDiffHarmony(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
-        return files.fault(checkpoint, host.folders()) or True
+        return folders.fault(checkpoint, host.folders()) or True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None = None, **kwargs: object) -> list | str | None:
-        return files.fingerprint_of(checkpoint, host.folders())
+        return folders.fingerprint_of(checkpoint, host.folders())
 
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str, clip: "io.Clip.Type | None" = None) -> io.NodeOutput:
-        path = files.resolve(checkpoint, host.folders())
+        path = folders.resolve(checkpoint, host.folders())
         # One part after the other, the largest first: no more than one ever lies in memory twice, mapped and loaded.
         found = checkpoints.read(path, parts=("unet",))
         resolution, model, vae = found.resolution, None, None

@@ -4,7 +4,8 @@ import torch
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
-from . import host, inputs
+from . import checks
+from .host import running as host
 from .load import DiffHarmonyRefiner
 
 NODE = "RefineResidual"
@@ -69,9 +70,9 @@ class RefineResidual(io.ComfyNode):
         feather: int,
     ) -> io.NodeOutput:
         host.check_refiner(refiner, NODE)
-        composite = inputs.image(composite, "composite", NODE)
-        mask = inputs.mask(mask, composite, NODE)
-        harmonized = geometry.resize(inputs.rendered(harmonized, composite, NODE), composite.shape[-2:])
+        composite = checks.image(composite, "composite", NODE)
+        mask = checks.mask(mask, composite, NODE)
+        harmonized = geometry.resize(checks.rendered(harmonized, composite, NODE), composite.shape[-2:])
         refined = host.refine(refiner, harmonized, composite, mask).to(composite.device)
         if not torch.isfinite(refined).all():
             raise ValueError(
@@ -82,5 +83,5 @@ class RefineResidual(io.ComfyNode):
         if keep_background:
             result = geometry.paste(result, composite, mask, feather)
         empty = geometry.is_empty(mask)[:, None, None, None]
-        result = inputs.to_host(torch.where(empty, composite, result))
-        return io.NodeOutput(result, ui=host.warn(NODE, inputs.doubts(mask)))
+        result = checks.to_host(torch.where(empty, composite, result))
+        return io.NodeOutput(result, ui=host.warn(NODE, checks.doubts(mask)))

@@ -5,7 +5,8 @@ from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
 from ..diffharmony_models import transfer as engine
-from . import host, inputs
+from . import checks
+from .host import running as host
 
 NODE = "TransferToFullResolution"
 
@@ -67,9 +68,9 @@ class TransferToFullResolution(io.ComfyNode):
         detail: float,
         feather: int,
     ) -> io.NodeOutput:
-        composite = inputs.image(composite, "composite", NODE)
-        mask = inputs.mask(mask, composite, NODE)
-        harmonized = inputs.rendered(harmonized, composite, NODE)
+        composite = checks.image(composite, "composite", NODE)
+        mask = checks.mask(mask, composite, NODE)
+        harmonized = checks.rendered(harmonized, composite, NODE)
         empty = geometry.is_empty(mask)
         result = composite.clone()
         for one in host.each(result):
@@ -77,4 +78,4 @@ class TransferToFullResolution(io.ComfyNode):
                 result[one] = engine.transfer(
                     harmonized[one], composite[one], mask[one], radius=radius, feather=feather, detail=detail
                 )
-        return io.NodeOutput(inputs.to_host(result), ui=host.warn(NODE, inputs.doubts(mask)))
+        return io.NodeOutput(checks.to_host(result), ui=host.warn(NODE, checks.doubts(mask)))

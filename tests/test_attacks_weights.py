@@ -21,11 +21,10 @@ import torch
 from safetensors.torch import save_file
 
 from diffharmony_models import checkpoint as checkpoints
-from diffharmony_models import checkpoint_configs
-from diffharmony_models.checkpoint import PARTS, Checkpoint, Part
+from diffharmony_models.checkpoint import PARTS, Checkpoint, Part, configs, files
 from diffharmony_models.errors import InputError
-from diffharmony_models.harmony_vae import HarmonyVAE
-from diffharmony_models.refiner import Refiner
+from diffharmony_models.networks.harmony_vae import HarmonyVAE
+from diffharmony_models.networks.refiner import Refiner
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -258,9 +257,7 @@ def test_unknown_keys_do_not_get_through(root):
     whole = checkpoints.read(root)
     assert torch.equal(whole.null_text, expected)
     assert not set(evil) & set(whole.unet.config) and whole.unet.config["dropout"] == 0
-    assert not set(evil) & set(
-        checkpoint_configs.clean("text_encoder", json.loads((folder / "config.json").read_text()))
-    )
+    assert not set(evil) & set(configs.clean("text_encoder", json.loads((folder / "config.json").read_text())))
 
 
 JSON = {  # what stands in place of a config.json
@@ -659,7 +656,6 @@ def test_a_pickle_that_changes_what_it_calls(tmp_path):
 @pytest.mark.parametrize("zip_file", [True, False])
 def test_pickles_of_every_dtype_and_form(zip_file, tmp_path):
     """What torch itself reads, bit for bit; parameters, transposed tensors, shared storages and views among them."""
-    from diffharmony_models import checkpoint_files
 
     base = torch.randn(10, 6)
     state = {str(kind): torch.randn(3, 5).to(kind) for kind in (torch.float16, torch.bfloat16, torch.float64)}
@@ -671,7 +667,7 @@ def test_pickles_of_every_dtype_and_form(zip_file, tmp_path):
         torch.save(content, tmp_path / "x.bin", _use_new_zipfile_serialization=zip_file)
         expected = torch.load(tmp_path / "x.bin", weights_only=True)
         expected = expected.get("state_dict", expected)
-        found = checkpoint_files.tensors(tmp_path / "x.bin")
+        found = files.tensors(tmp_path / "x.bin")
         assert found.keys() == expected.keys()
         for key, value in found.items():
             assert value.dtype == expected[key].dtype and torch.equal(value, expected[key]), key
@@ -793,7 +789,7 @@ def tree(root: Path, at: Path) -> list[str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs pipes and links, as Unix has them")
 def test_one_bad_entry_never_takes_the_list_away(root, tmp_path, caplog):
-    files = node_module("files")
+    folders = node_module("folders")
     models = tmp_path / "models"
     models.mkdir()
     good = tree(root, models)
@@ -810,16 +806,16 @@ def test_one_bad_entry_never_takes_the_list_away(root, tmp_path, caplog):
         (models / "good" / f"up {number}").symlink_to("..")
     (models / os.fsdecode(b"no text \xff.safetensors")).write_bytes(b"")
     start = time.perf_counter()
-    assert files.names([str(models), str(tmp_path / "gone")]) == [files.BUNDLED, *good]
+    assert folders.names([str(models), str(tmp_path / "gone")]) == [folders.BUNDLED, *good]
     assert time.perf_counter() - start < 10
     for name in good:
-        assert files.resolve(name, [str(models)]) == models / name
-        assert files.fingerprint(models / name)
+        assert folders.resolve(name, [str(models)]) == models / name
+        assert folders.fingerprint(models / name)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs links, as Unix has them")
 def test_the_list_is_made_in_bounded_time(root, tmp_path, monkeypatch, caplog):
-    files = node_module("files")
+    folders = node_module("folders")
     good = tree(root, tmp_path / "models")
     crowded = tmp_path / "models" / "crowded"
     crowded.mkdir()
@@ -828,26 +824,26 @@ def test_the_list_is_made_in_bounded_time(root, tmp_path, monkeypatch, caplog):
         for other in range(60):
             (crowded / f"side {number}" / f"to {other}").symlink_to(f"../side {other}")
     start = time.perf_counter()
-    assert files.names([str(tmp_path / "models")]) == [files.BUNDLED, *good]
+    assert folders.names([str(tmp_path / "models")]) == [folders.BUNDLED, *good]
     assert time.perf_counter() - start < 10 and not caplog.text
-    monkeypatch.setattr(files, "_MOST_ENTRIES", 200)
-    assert files.names([str(tmp_path / "models")]) == [files.BUNDLED, good[1]]
+    monkeypatch.setattr(folders, "_MOST_ENTRIES", 200)
+    assert folders.names([str(tmp_path / "models")]) == [folders.BUNDLED, good[1]]
     assert "too much" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs links, as Unix has them")
 def test_a_link_to_a_checkpoint_elsewhere_is_in_the_list(root, tmp_path):
-    files = node_module("files")
+    folders = node_module("folders")
     (tmp_path / "models" / "deep").mkdir(parents=True)
     (tmp_path / "models" / "linked").symlink_to(root / "base")
     (tmp_path / "models" / "deep" / "zip").symlink_to(root)
     (tmp_path / "models" / "file.safetensors").symlink_to(root / FOLDERS["refiner"] / WEIGHTS)
-    assert files.names([str(tmp_path / "models")])[1:] == ["deep/zip/base", "file.safetensors", "linked"]
+    assert folders.names([str(tmp_path / "models")])[1:] == ["deep/zip/base", "file.safetensors", "linked"]
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="needs root, to be somebody else")
 def test_folders_that_may_not_be_read(root):
-    files = node_module("files")
+    folders = node_module("folders")
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder)
         os.chmod(models, 0o755)
@@ -862,7 +858,7 @@ def test_folders_that_may_not_be_read(root):
         os.chmod(models / "good" / "zip" / "base" / "vae" / WEIGHTS, 0)
         os.seteuid(65534)
         try:
-            assert {files.BUNDLED, *good} <= set(files.names([str(models)]))
+            assert {folders.BUNDLED, *good} <= set(folders.names([str(models)]))
             refused(models / "private")
             refused(models / "half")
             refused(models / "good" / "zip", WEIGHTS, "ermission")
@@ -872,7 +868,7 @@ def test_folders_that_may_not_be_read(root):
 
 def test_configs_in_the_hosts_words(parts):
     """The same gate before ComfyUI's own networks: nothing but an InputError."""
-    native = node_module("native")
+    native = node_module("host.configs")
     wide = {"block_out_channels": [32, 64], "norm_num_groups": 8}
     unet = native.unet_config(parts["unet"].config | wide)
     assert unet["model_channels"] == 32 and unet["channel_mult"] == [1, 2] and unet["num_heads"] == 2

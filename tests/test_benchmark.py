@@ -11,10 +11,12 @@ import time
 import pytest
 import torch
 
-from diffharmony_models import benchmark, benchmark_loops, checkpoint
+from diffharmony_models import checkpoint
 from diffharmony_models.__main__ import main
+from diffharmony_models.benchmark import loops
+from diffharmony_models.benchmark import runs as benchmark
+from diffharmony_models.networks.refiner import Refiner
 from diffharmony_models.pipeline import DiffHarmony
-from diffharmony_models.refiner import Refiner
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,7 @@ WIDTHS = (32, 64, 64, 64)
 
 @pytest.fixture(scope="module")
 def tiny():
-    return benchmark_loops.random_checkpoint(WIDTHS, WIDTHS)
+    return loops.random_checkpoint(WIDTHS, WIDTHS)
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -35,7 +37,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_the_published_shape():
-    unet, vae = benchmark_loops.networks(benchmark_loops.UNET_WIDTHS, benchmark_loops.VAE_WIDTHS)
+    unet, vae = loops.networks(loops.UNET_WIDTHS, loops.VAE_WIDTHS)
     millions = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (unet, vae)]
     assert millions == pytest.approx([859.5, 83.7], abs=0.1)  # SD 1.5 inpainting's
 
@@ -56,9 +58,7 @@ def test_the_plain_loop_is_the_same_method(tiny, steps):
     composite, mask = torch.rand(1, 3, 64, 128), torch.zeros(1, 1, 64, 128)
     mask[..., 16:40, 24:96] = 1
     seeded = lambda seed=0: torch.Generator().manual_seed(seed)  # noqa: E731
-    plain = benchmark_loops.plain_loop(
-        engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, seeded()
-    )
+    plain = loops.plain_loop(engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, seeded())
 
     def ours(seed: int) -> torch.Tensor:
         return engine.decode(
@@ -149,7 +149,7 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can measure anew")
 def test_memory_of_the_work_leaves_out_what_was_freed_before():
     code = (
-        "import torch; from diffharmony_models import benchmark_loops as b; cpu = torch.device('cpu')\n"
+        "import torch; from diffharmony_models.benchmark import loops as b; cpu = torch.device('cpu')\n"
         "x = torch.ones(50_000_000); del x; before = b.peak_bytes(cpu); told = b.reset_peak(cpu)\n"
         "print(before, b.peak_bytes(cpu), 'during' in told)"
     )
@@ -208,5 +208,5 @@ def test_weights_that_cannot_be_read_are_told(tmp_path):
         "steps": 1,
     }
     (tmp_path / "task.json").write_text(json.dumps({**task, "report": str(tmp_path / "work.json")}))
-    benchmark_loops.main(str(tmp_path / "task.json"))
+    loops.main(str(tmp_path / "task.json"))
     assert "none.safetensors" in json.loads((tmp_path / "work.json").read_text())["error"]

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffharmony_models import checkpoint as checkpoints
-from diffharmony_models import checkpoint_configs, checkpoint_shapes
-from diffharmony_models.checkpoint import PARTS, Checkpoint, Part
+from diffharmony_models.checkpoint import PARTS, Checkpoint, Part, configs
+from diffharmony_models.checkpoint.shapes import expected
 from diffharmony_models.errors import InputError
-from diffharmony_models.harmony_vae import HarmonyVAE
 from diffharmony_models.networks.color_regressor import ColorRegressor
-from diffharmony_models.refiner import Refiner
+from diffharmony_models.networks.harmony_vae import HarmonyVAE
+from diffharmony_models.networks.refiner import Refiner
 
 WIDTHS = {"golden": ((32, 64, 64, 64), (32, 32, 64, 64)), "others": ((32, 96), (32, 64))}
 # What the published layout has folders for.
@@ -328,7 +328,7 @@ checkpoint.write(whole, sys.argv[2])
 
 def start_writing(source: Path, target: Path) -> subprocess.Popen:
     """A process that is in the middle of writing a checkpoint, and goes on with each line that it gets."""
-    package = Path(checkpoints.__file__).parent.parent
+    package = Path(checkpoints.__file__).parents[2]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", WRITER, source, target], cwd=package, **pipes)
     assert process.stdout.readline() == "writing\n"
@@ -418,10 +418,10 @@ def test_shapes_are_those_of_the_networks():
         ]
     for kind, network in built:
         settings = network.config.to_json_string() if kind == "text_encoder" else network.to_json_string()
-        config = checkpoint_configs.clean(kind, json.loads(settings))
-        checkpoint_configs.check_together(kind, config)
+        config = configs.clean(kind, json.loads(settings))
+        configs.check_together(kind, config)
         state = {key.removeprefix("text_model."): tuple(value.shape) for key, value in network.state_dict().items()}
-        assert checkpoint_shapes.expected(kind, config) == state
+        assert expected(kind, config) == state
 
 
 def test_building_costs_no_memory_and_no_random_numbers(tiny):
@@ -458,7 +458,7 @@ def test_nothing_heavy_is_imported():
         "import sys, diffharmony_models.checkpoint; "
         "sys.exit(', '.join({'diffusers', 'transformers', 'accelerate'} & set(sys.modules)) or None)"
     )
-    package = Path(checkpoints.__file__).parent.parent
+    package = Path(checkpoints.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=package, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
 
@@ -812,7 +812,7 @@ def test_strict_loading(kind, case, tiny, tmp_path):
     last = last.get(kind, "conv_norm_out")
     change(broken.state, last)
     words = [word.replace("{last}", last) for word in words]
-    name = checkpoint_configs.NAMES[kind]
+    name = configs.NAMES[kind]
     refused(lambda: BUILD[kind](broken), f"The {name}'s tensors", *words)
     folder = save(tmp_path / "part", broken)
     refused(lambda: checkpoints.convert(folder, tmp_path / "out.safetensors"), *words)

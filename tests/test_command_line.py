@@ -17,9 +17,10 @@ import torch
 from PIL import Image, TiffImagePlugin
 from safetensors.torch import load_file, save_file
 
-from diffharmony_models import __version__, checkpoint, geometry, images
+from diffharmony_models import __version__, checkpoint, geometry
 from diffharmony_models.__main__ import COMMANDS, PROGRAM, _parser, main
-from diffharmony_models.refiner import Refiner
+from diffharmony_models.files import images
+from diffharmony_models.networks.refiner import Refiner
 
 ROOT = Path(__file__).resolve().parent.parent
 HEIGHT, WIDTH = 72, 100

@@ -10,8 +10,8 @@ import training_runs as runs
 from PIL import Image
 from scipy import ndimage
 
-from diffharmony_models import iharmony
 from diffharmony_models.__main__ import main
+from diffharmony_models.files import iharmony
 from diffharmony_models.synthesis import composites, dataset, regions, sources
 from diffharmony_models.training import data
 

@@ -8,12 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from diffharmony_models import checkpoint, color, evaluate, harmonize, iharmony, images, pipeline, report
+from diffharmony_models import checkpoint, color, pipeline
 from diffharmony_models.__main__ import main
+from diffharmony_models.cli import harmonize
 from diffharmony_models.errors import InputError
-from diffharmony_models.harmony_vae import HarmonyVAE
+from diffharmony_models.evaluation import report
+from diffharmony_models.evaluation import scoring as evaluate
+from diffharmony_models.files import iharmony, images
 from diffharmony_models.networks.color_regressor import ColorRegressor
-from diffharmony_models.refiner import Refiner
+from diffharmony_models.networks.harmony_vae import HarmonyVAE
+from diffharmony_models.networks.refiner import Refiner
 
 SHARES = {
     "First/composite_images/a_1_1.png": 0.04,

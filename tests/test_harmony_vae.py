@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffharmony_models.harmony_vae import HarmonyVAE
+from diffharmony_models.networks.harmony_vae import HarmonyVAE
 
 TINY = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
 

@@ -33,7 +33,7 @@ each_page = pytest.mark.parametrize("node, locale, path", PAGES, ids=[f"{node}-{
 def said_by_the_code() -> list[str]:
     """All texts in the code, "…" where a value stands."""
     texts = []
-    for path in (*(ROOT / "nodes").glob("*.py"), *(ROOT / "diffharmony_models").glob("*.py")):
+    for path in (*(ROOT / "nodes").rglob("*.py"), *(ROOT / "diffharmony_models").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, features
 
-from diffharmony_models import images
 from diffharmony_models.errors import InputError
+from diffharmony_models.files import images
 
 HEIGHT, WIDTH = 24, 32
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from diffharmony_models import metrics
+from diffharmony_models.evaluation import metrics
 
 
 def random_pair(batch=2, height=40, width=56):

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from diffharmony_models import checkpoint, geometry, sampling
-from diffharmony_models.harmony_vae import HarmonyVAE
+from diffharmony_models.networks.harmony_vae import HarmonyVAE
+from diffharmony_models.networks.refiner import Refiner
 from diffharmony_models.pipeline import DiffHarmony, Noise, default_dtype
-from diffharmony_models.refiner import Refiner
 
 FLOAT32 = {"atol": 1e-4, "rtol": 0}
 

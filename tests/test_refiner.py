@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffharmony_models.refiner import Refiner, refine, stack
+from diffharmony_models.networks.refiner import Refiner, refine, stack
 
 SMALL, BASE, LARGE = (64, 128, 256, 256), (128, 256, 512, 512), (256, 512, 1024, 1024)
 

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import images
 from ..errors import InputError, disk_full, reason
-from ..iharmony import COMPOSITES, MASKS, REALS
+from ..files import images
+from ..files.iharmony import COMPOSITES, MASKS, REALS
 from ..numbers import real, whole
 from . import composites
 from .regions import segment

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .. import iharmony, images
 from ..errors import InputError
+from ..files import iharmony, images
 from . import looks, sources
 
 SIDE = 256  # pictures are looked at in a square of this side, as they are measured

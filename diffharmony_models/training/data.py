@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .. import iharmony, images
 from ..errors import InputError
+from ..files import iharmony, images
 from ..synthesis import composites, sources
 
 logger = logging.getLogger(__name__)

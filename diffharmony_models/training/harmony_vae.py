@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains and writes OUTPUT/harmony_vae.safetensors: what --from has, with the Harmony-VAE added."""
-    from ..harmony_vae import HarmonyVAE
+    from ..networks.harmony_vae import HarmonyVAE
 
     settings = recipe.settle(Settings, "harmony_vae", args)
     loop.seeded(settings)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from .. import checkpoint, geometry
+from ..cli.harmonize import resolution
 from ..errors import InputError
-from ..harmonize import resolution
+from ..networks.refiner import INPUTS, Refiner, stack
 from ..numbers import whole
-from ..refiner import INPUTS, Refiner, stack
 from . import cache, data, loop, recipe, sheets
 from .harmonizer import recolored
 

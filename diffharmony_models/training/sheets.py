@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from .. import images
+from ..files import images
 
 
 def save(columns: list[torch.Tensor], path: Path) -> None:

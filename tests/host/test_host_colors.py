@@ -13,7 +13,7 @@ from harness import Failed, Graph, Refused, forget_peak
 
 from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models import recolor
-from diffharmony_models.benchmark_host import peak_memory
+from diffharmony_models.benchmark.host import peak_memory
 
 TWELVE = (3000, 4000)  # height, width: 12 megapixels
 

@@ -12,7 +12,7 @@ from graphs import BUNDLED
 from harness import ROOT, Failed, Graph, forget_peak
 from PIL import Image
 
-from diffharmony_models.benchmark_host import peak_memory
+from diffharmony_models.benchmark.host import peak_memory
 
 HEIGHT, WIDTH = 96, 128
 

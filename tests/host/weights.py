@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models.checkpoint import Part
 from diffharmony_models.networks.color_regressor import ColorRegressor
-from diffharmony_models.refiner import Refiner
+from diffharmony_models.networks.refiner import Refiner
 
 WIDTH = 32  # of the null text
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint_configs import NAMES, few, shown
-from .checkpoint_files import check_regular, entries, line, peek, read_json
-from .checkpoint_parts import class_of, kind_of_config, kind_of_keys, strangers
-from .errors import InputError
+from ..errors import InputError
+from .configs import NAMES, few, shown
+from .files import check_regular, entries, line, peek, read_json
+from .parts import class_of, kind_of_config, kind_of_keys, strangers
 
 log = logging.getLogger(__name__)
 

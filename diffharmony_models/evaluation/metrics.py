@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .errors import InputError
+from ..errors import InputError
 
 PEAK = 255.0
 

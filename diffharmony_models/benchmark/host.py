@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from . import checkpoint, images
-from .benchmark_loops import last_line, random_checkpoint
-from .errors import InputError
+from .. import checkpoint
+from ..errors import InputError
+from ..files import images
+from .loops import last_line, random_checkpoint
 
 START_SECONDS = 600  # for a server to answer
 _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # this machine's own, whatever proxy is set
@@ -46,9 +47,7 @@ def prepare(folder: Path, side: int) -> None:
 
     for name in ("input", "output", "temp", "user", "custom_nodes"):
         (folder / name).mkdir()
-    (folder / "custom_nodes" / "diffharmony").symlink_to(
-        Path(__file__).resolve().parent.parent, target_is_directory=True
-    )
+    (folder / "custom_nodes" / "diffharmony").symlink_to(Path(__file__).resolve().parents[2], target_is_directory=True)
     composite = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(1, 3, side, side)
     mask[..., side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1

@@ -16,14 +16,12 @@ from typing import BinaryIO
 
 import torch
 
-from . import checkpoint_configs as configs
-from . import checkpoint_files as files
-from . import checkpoint_folders as folders
-from . import checkpoint_parts as parts_of
-from .checkpoint_configs import NAMES, shown
-from .checkpoint_folders import FORMAT
-from .checkpoint_parts import PARTS, Part, shapes
-from .errors import InputError
+from ..errors import InputError
+from . import configs, files, folders
+from . import parts as parts_of
+from .configs import NAMES, shown
+from .folders import FORMAT
+from .parts import PARTS, Part, shapes
 
 try:
     import fcntl
@@ -158,7 +156,7 @@ def convert(source: str | Path, target: str | Path, dtype: torch.dtype | str | N
 
 def bundled() -> Path:
     """Where the checkpoint that ships with the package lies."""
-    return Path(__file__).parent / "weights" / "diffharmony-small.safetensors"
+    return Path(__file__).parents[1] / "weights" / "diffharmony-small.safetensors"
 
 
 def describe(checkpoint: Checkpoint) -> str:

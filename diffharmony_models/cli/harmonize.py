@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from . import geometry, images, recolor
-from .errors import InputError, disk_full, printable, reason
-from .numbers import real, whole
+from .. import geometry, recolor
+from ..errors import InputError, disk_full, printable, reason
+from ..files import images
+from ..numbers import real, whole
 
 if TYPE_CHECKING:
-    from .pipeline import DiffHarmony, Result
+    from ..pipeline import DiffHarmony, Result
 
 logger = logging.getLogger(__name__)
 
@@ -406,7 +407,7 @@ def _show(bar: tqdm, done: int, total: int) -> None:
 
 
 def _load(args: argparse.Namespace, device: torch.device) -> "DiffHarmony":
-    from . import checkpoint, pipeline  # diffusers comes with it, and takes seconds: bad pictures are told before
+    from .. import checkpoint, pipeline
 
     path = args.checkpoint or checkpoint.bundled()
     if args.method in (None, "colors"):  # the rest of the checkpoint need not be read for that

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint_configs as configs
-from . import checkpoint_shapes
-from .checkpoint_configs import NAMES, shown
-from .checkpoint_files import aligned, tensors
-from .errors import InputError
-from .networks.color_regressor import HEAD_WIDTH
+from ..errors import InputError
+from ..networks.color_regressor import HEAD_WIDTH
+from . import configs
+from . import shapes as checkpoint_shapes
+from .configs import NAMES, shown
+from .files import aligned, tensors
 
 PARTS = ("unet", "vae", "refiner", "harmony_vae", "color_regressor")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -155,11 +155,11 @@ def skeleton(kind: str, config: dict) -> torch.nn.Module:
     elif kind == "vae":
         from diffusers import AutoencoderKL as Network
     elif kind == "refiner":
-        from .refiner import Refiner as Network
+        from ..networks.refiner import Refiner as Network
     elif kind == "color_regressor":
-        from .networks.color_regressor import ColorRegressor as Network
+        from ..networks.color_regressor import ColorRegressor as Network
     else:
-        from .harmony_vae import HarmonyVAE as Network
+        from ..networks.harmony_vae import HarmonyVAE as Network
     with torch.device("meta"):
         return Network.from_config(config)
 

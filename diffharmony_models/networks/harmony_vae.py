@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from ..errors import InputError
 from .blocks import Downsample, Level, Middle, Upsample, silu
-from .errors import InputError
 
 _DEFAULTS = {
     "in_channels": 3,

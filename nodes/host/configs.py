@@ -3,9 +3,9 @@
 Pure functions, without ComfyUI. ValueError for a network that the host's own code does not build.
 """
 
-from ..diffharmony_models import checkpoint_configs
-from ..diffharmony_models.checkpoint_configs import each
-from ..diffharmony_models.errors import InputError
+from ...diffharmony_models.checkpoint import configs as checkpoint_configs
+from ...diffharmony_models.checkpoint.configs import each
+from ...diffharmony_models.errors import InputError
 
 _BUILT_IN_GROUPS = 32  # the host builds its normalisation with these; what a config says is set afterwards
 

@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import __version__, images, metrics
-from .benchmark_loops import UNET_WIDTHS, VAE_WIDTHS, last_line, random_checkpoint
-from .errors import InputError
-from .harmonize import dtype, find_device, steps
+from .. import __version__
+from ..cli.harmonize import dtype, find_device, steps
+from ..errors import InputError
+from ..evaluation import metrics
+from ..files import images
+from .loops import UNET_WIDTHS, VAE_WIDTHS, last_line, random_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ DEMO_SECONDS, DEMO_MB = 20, 1500  # the bounds, on two CPU cores
 IMPORT_SECONDS = 3
 EQUAL = 200.0  # dB that stand for pictures without any difference
 HEAVY = ("diffusers", "transformers", "accelerate", "torch")
-EXAMPLES = Path(__file__).resolve().parent.parent / "workflows" / "pictures"
+EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "pictures"
 
 # Runs a command and notes its time and memory. A process of its own, and a small one: on Linux a new process starts
 # with the peak memory of the one that started it. ru_maxrss is in bytes on macOS, in kilobytes elsewhere; Windows has
@@ -147,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
-    from .pipeline import default_dtype
+    from ..pipeline import default_dtype
 
     composite, mask = args.composite or EXAMPLES / "astronaut.jpg", args.mask or EXAMPLES / "astronaut_mask.png"
     for path in (composite, mask):
@@ -189,8 +191,8 @@ def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
 
 
 def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
-    from . import checkpoint
-    from .pipeline import default_dtype
+    from .. import checkpoint
+    from ..pipeline import default_dtype
 
     weights, resolution = folder / "random.safetensors", args.resolution or 512
     unet_widths, vae_widths = (args.widths, args.widths) if args.widths else (UNET_WIDTHS, VAE_WIDTHS)
@@ -281,7 +283,7 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
 
 
 def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
-    from . import benchmark_host
+    from . import host as benchmark_host
 
     resolution, base = args.resolution or 1024, folder / "comfyui"
     own = args.comfyui.resolve() / ".venv/bin/python"
@@ -346,10 +348,10 @@ def _launch(command: list, folder: Path) -> dict:
 
 
 def _work(task: dict, folder: Path) -> dict:
-    """Runs `benchmark_loops.main` in a process of its own and returns what it found."""
+    """Runs `loops.main` in a process of its own and returns what it found."""
     (folder / "task.json").write_text(json.dumps({**task, "report": str(folder / "work.json")}))
     (folder / "work.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", f"{__package__}.benchmark_loops", str(folder / "task.json")]
+    command = [sys.executable, "-m", f"{__package__}.loops", str(folder / "task.json")]
     done = subprocess.run(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     _raise_if_killed(done.returncode)
     if done.returncode:
@@ -404,7 +406,7 @@ def _machine(device: torch.device) -> dict[str, str]:
 
 def _environment() -> dict[str, str]:
     """This one's, with this very package to be found first."""
-    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 

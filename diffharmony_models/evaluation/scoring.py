@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import color, geometry, images, metrics
-from .errors import InputError, printable, reason
-from .harmonize import dtype, file_or_folder, find_device, picture_seed, resolution, steps
-from .iharmony import COMPOSITES, Triple, local_light, pairs
-from .numbers import whole
+from .. import color, geometry
+from ..cli.harmonize import dtype, file_or_folder, find_device, picture_seed, resolution, steps
+from ..errors import InputError, printable, reason
+from ..files import images
+from ..files.iharmony import COMPOSITES, Triple, local_light, pairs
+from ..numbers import whole
+from . import metrics
 from .report import BASELINE, Missing, Report, Score
 
 logger = logging.getLogger(__name__)
@@ -330,7 +332,7 @@ class _Engine:
 
     def __init__(self, args: argparse.Namespace):
         """InputError at once for a checkpoint that cannot harmonize: a part missing, NaN in its weights."""
-        from . import checkpoint, pipeline  # diffusers comes with it, and takes seconds
+        from .. import checkpoint, pipeline
 
         weights = checkpoint.read(args.checkpoint or checkpoint.bundled())
         self._engine = pipeline.DiffHarmony.from_checkpoint(weights, device=find_device("auto"), dtype=args.dtype)

@@ -7,7 +7,7 @@ loaded. Names are diffusers'. Plain Python.
 from collections.abc import Callable
 from functools import partial
 
-from .checkpoint_configs import each
+from .configs import each
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -10,10 +10,11 @@ import os
 from collections import deque
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ..diffharmony_models import checkpoint, checkpoint_folders
-from ..diffharmony_models.checkpoint_configs import few
-from ..diffharmony_models.checkpoint_files import entries
-from ..diffharmony_models.checkpoint_parts import kind_of_config
+from ..diffharmony_models import checkpoint
+from ..diffharmony_models.checkpoint import folders as checkpoint_folders
+from ..diffharmony_models.checkpoint.configs import few
+from ..diffharmony_models.checkpoint.files import entries
+from ..diffharmony_models.checkpoint.parts import kind_of_config
 from ..diffharmony_models.errors import InputError
 
 logger = logging.getLogger(__name__)

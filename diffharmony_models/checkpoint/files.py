@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from . import checkpoint_pickles as pickles
-from .checkpoint_configs import shown
-from .errors import InputError
+from ..errors import InputError
+from . import pickles
+from .configs import shown
 
 ALIGNMENT = 64  # bytes: what torch's own memory has, so that kernels take the same way through mapped weights
 _LARGEST_JSON = 16 << 20

@@ -13,7 +13,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .errors import InputError
+from ..errors import InputError
 
 COMPOSITES, MASKS, REALS = "composite_images", "masks", "real_images"
 MANIFEST = "manifest.jsonl"  # of a set made by `make-composites`

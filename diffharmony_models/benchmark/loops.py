@@ -1,6 +1,6 @@
 """What `benchmark` measures with full-size weights: our pipeline and a plain diffusers loop, each in its own process.
 
-`python -m diffharmony_models.benchmark_loops TASK.json` is that process; `benchmark` starts it.
+`python -m diffharmony_models.benchmark.loops TASK.json` is that process; `benchmark` starts it.
 """
 
 import json
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .errors import InputError, one_line
+from ..errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
+    from ..checkpoint import Checkpoint
 
 UNET_WIDTHS, VAE_WIDTHS = (320, 640, 1280, 1280), (128, 256, 512, 512)  # SD 1.5
 TOKENS, TEXT_WIDTH = 77, 768
@@ -59,7 +59,7 @@ def random_checkpoint(
 
     Every layer keeps its input's variance.
     """
-    from . import checkpoint
+    from .. import checkpoint
 
     unet, vae = networks(unet_widths, vae_widths)
     generator = torch.Generator().manual_seed(0)
@@ -120,8 +120,8 @@ def measure(task: dict) -> dict:
 
     Both loops load and are fed alike.
     """
-    from . import checkpoint
-    from .pipeline import DiffHarmony
+    from .. import checkpoint
+    from ..pipeline import DiffHarmony
 
     device, kind, side = torch.device(task["device"]), getattr(torch, task["dtype"]), task["resolution"]
     engine = DiffHarmony.from_checkpoint(checkpoint.read(task["path"]), device=device, dtype=kind)

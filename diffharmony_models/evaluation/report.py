@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from . import images
-from .errors import InputError
+from ..errors import InputError
+from ..files import images
 
 MEASURES = {"psnr": ("PSNR", 2), "mse": ("MSE", 2), "fmse": ("fMSE", 2), "ssim": ("SSIM", 4), "fssim": ("fSSIM", 4)}
 """A score's fields, with their name and the digits after the point in tables."""

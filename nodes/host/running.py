@@ -31,11 +31,12 @@ import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 
-from ..diffharmony_models import checkpoint, refiner, sampling
-from ..diffharmony_models.checkpoint_files import line
-from ..diffharmony_models.checkpoint_parts import Part
-from ..diffharmony_models.harmony_vae import Posterior
-from . import native
+from ...diffharmony_models import checkpoint, sampling
+from ...diffharmony_models.checkpoint.files import line
+from ...diffharmony_models.checkpoint.parts import Part
+from ...diffharmony_models.networks import refiner
+from ...diffharmony_models.networks.harmony_vae import Posterior
+from . import configs
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def load_unet(
 
     Raises ValueError for a network that the host does not have, and for tensors that do not fit the config.
     """
-    unet_config = native.unet_config(part.config)
+    unet_config = configs.unet_config(part.config)
     names = comfy.utils.unet_to_diffusers(unet_config)
     state = {names.get(key, key): tensor for key, tensor in part.state.items()}
     config = _Config(unet_config, prediction_type)
@@ -211,7 +212,7 @@ def _preview_factors(vae: comfy.sd.VAE, scale: float) -> tuple[list, list]:
 
 def load_vae(part: Part, weight_dtype: str) -> comfy.sd.VAE:
     """A VAE part as a VAE. fp32 holds for it too; otherwise the host chooses, as for any VAE. Errors as `load_unet`."""
-    config = native.vae_config(part.config)
+    config = configs.vae_config(part.config)
     state = comfy.diffusers_convert.convert_vae_state_dict(part.state)
     try:
         vae = comfy.sd.VAE(sd=state, config=config, dtype=torch.float32 if weight_dtype == "fp32" else None)
@@ -270,7 +271,7 @@ def conditioning_of(clip: comfy.sd.CLIP, resolution: int) -> list:
 def _set_groups(network: torch.nn.Module, config: dict) -> None:
     for module in network.modules():
         if isinstance(module, torch.nn.GroupNorm):
-            module.num_groups = native.groups(config)
+            module.num_groups = configs.groups(config)
 
 
 def _check_fit(name: str, network: torch.nn.Module, state: dict) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
 
-from .errors import InputError, printable
+from ..errors import InputError, printable
 
 logger = logging.getLogger(__name__)
 

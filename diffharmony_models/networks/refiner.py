@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from . import geometry
+from .. import geometry
+from ..errors import InputError
 from .blocks import Downsample, Level, Middle, Upsample, silu
-from .errors import InputError
 
 # What each number of input channels means, in order.
 INPUTS = {3: ("harmonized",), 4: ("harmonized", "mask"), 7: ("harmonized", "mask", "composite")}
