@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..files import images
+from ..files import images, writing
 
 MEASURES = {"psnr": ("PSNR", 2), "mse": ("MSE", 2), "fmse": ("fMSE", 2), "ssim": ("SSIM", 4), "fssim": ("fSSIM", 4)}
 """A score's fields, with their name and the digits after the point in tables."""
@@ -244,4 +244,4 @@ def _csv(header: Sequence[str], rows: Iterable[tuple]) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    images.write_bytes(path, text.encode("utf-8"))
+    writing.write_bytes(path, text.encode("utf-8"))

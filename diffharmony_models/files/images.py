@@ -1,13 +1,12 @@
 """Picture files: any mode that Pillow opens, in; JPEG, PNG and WebP out, written whole or not at all."""
 
-import errno
 import io
 import logging
 import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ import torch
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
 
 from ..errors import InputError, printable
+from .writing import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -247,29 +247,6 @@ def write_image(
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, kind, **options)
     write_bytes(path, encoded.getbuffer())
-
-
-def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
-    """Writes a file beside its place and moves it there once it is whole. On any failure nothing of it stays.
-
-    OSError says which file could not be written and why (no room, no permission, …).
-    """
-    path = Path(path)
-    unfinished = path.with_name(
-        f".{path.name[:20]}.{os.getpid()}.part"
-    )  # 20 letters: a whole name may be as long as can be
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        room = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise OSError(
-            error.errno, "no room on the disk to write" if room else f"cannot write ({error.strerror})", str(path)
-        ) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 def to_bytes(image: torch.Tensor) -> np.ndarray:

@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from ..errors import InputError, disk_full, reason
-from ..files import images
+from ..files import images, writing
 from ..files.iharmony import COMPOSITES, MASKS, REALS
 from ..numbers import real, whole
 from . import composites
@@ -200,8 +200,8 @@ def build(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
 
 
 def _remove_unfinished(output: Path) -> None:
-    for left in (*output.glob(".*.part"), *output.glob("*/*/.*.part")):
-        left.unlink(missing_ok=True)
+    for folder in (output, *output.glob("*/*")):
+        writing.remove_leftovers(folder)
 
 
 def report(rows: list[dict], failures: Sequence[str] = ()) -> None:
@@ -252,7 +252,7 @@ def _keep_settings(output: Path, args: argparse.Namespace) -> None:
                 "another folder"
             )
         return
-    images.write_bytes(output / SETTINGS, json.dumps(settings).encode())
+    writing.write_bytes(output / SETTINGS, json.dumps(settings).encode())
 
 
 # --- planning ---
@@ -576,7 +576,7 @@ def save(path: Path, pixels: np.ndarray, comment: str | None = None) -> None:
     else:
         more = {"comment": comment.encode()} if comment else {}
         image.save(content, "JPEG", quality=95, subsampling=0, **more)
-    images.write_bytes(path, content.getbuffer())
+    writing.write_bytes(path, content.getbuffer())
 
 
 def _comment(path: Path) -> dict | None:
@@ -597,5 +597,5 @@ def _write_lists(output: Path, rows: list[dict]) -> None:
         names = [row["composite"] for row in rows if row["split"] == split]
         if not names:
             log.warning("no photo fell on the %s side; give more photos or another --test-share", split)
-        images.write_bytes(output / LISTS[split], "".join(f"{name}\n" for name in names).encode())
-    images.write_bytes(output / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        writing.write_bytes(output / LISTS[split], "".join(f"{name}\n" for name in names).encode())
+    writing.write_bytes(output / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -4,7 +4,6 @@ CHECKPOINT/state.safetensors holds `model.NAME`, `ema.NAME` and `optimizer.NAME.
 model's own names; its metadata the step, the seed, whether there is an EMA and, for float16, the loss scaler's numbers.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
+from ..files.writing import replacing
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
@@ -33,17 +33,13 @@ _DTYPES = {
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file, whole or not at all. InputError where the disk does not take it."""
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, str(unfinished), metadata)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path} cannot be written ({error}). Make room on the disk and start again; what is there is whole."
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def metadata(path: Path) -> dict[str, str]:
