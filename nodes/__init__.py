@@ -7,7 +7,7 @@ from .conditioning import DiffHarmonyConditioning
 from .decode import VAEDecodeHigherRes
 from .harmonize import HarmonizeLatent
 from .harmonize_colors import HarmonizeColors
-from .host import running as host
+from .host import folders
 from .load import LoadDiffHarmony
 from .refine import RefineResidual
 from .transfer import TransferToFullResolution
@@ -16,7 +16,7 @@ from .transfer import TransferToFullResolution
 class DiffHarmony(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        host.register_folder()
+        folders.register_folder()
         return [
             LoadDiffHarmony,
             HarmonizeColors,

@@ -13,7 +13,8 @@ from ..diffharmony_models import geometry, recolor
 from ..diffharmony_models.checkpoint.parts import Part
 from ..diffharmony_models.errors import InputError
 from ..diffharmony_models.networks.color_regressor import ColorChange, ColorRegressor
-from . import checks, folders
+from . import checks
+from .host import folders
 from .host import running as host
 
 NODE = "HarmonizeColors"
@@ -53,7 +54,7 @@ class HarmonizeColors(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weights",
-                    options=folders.names(host.folders()),
+                    options=folders.names(),
                     default=folders.BUNDLED,
                     advanced=True,
                     tooltip=(
@@ -99,11 +100,11 @@ class HarmonizeColors(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, weights: str | None = None) -> bool | str:
-        return folders.fault(weights, host.folders()) or True
+        return folders.fault(weights) or True
 
     @classmethod
     def fingerprint_inputs(cls, weights: str | None = None, **kwargs: object) -> list | str | None:
-        return folders.fingerprint_of(weights, host.folders())
+        return folders.fingerprint(weights)
 
     @classmethod
     def execute(
@@ -121,8 +122,7 @@ class HarmonizeColors(io.ComfyNode):
         composite = checks.image(composite, "composite", NODE)
         mask = checks.mask(mask, composite, NODE)
         ui = host.warn(NODE, checks.doubts(mask))
-        path = folders.resolve(weights, host.folders())
-        network = regressor(path, str(folders.fingerprint(path)))
+        network = regressor(folders.resolve(weights), str(folders.fingerprint(weights)))
         if network is None:
             raise InputError(
                 f'{NODE}: "{weights}" has no colour regressor. Choose weights that have one: the bundled checkpoint, '

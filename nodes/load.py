@@ -1,13 +1,9 @@
 """Loading: a checkpoint to the host's own MODEL, VAE and CONDITIONING, and the refiner."""
 
-from pathlib import Path
-
 from comfy_api.latest import io
 
 from ..diffharmony_models import checkpoint as checkpoints
-from ..diffharmony_models.checkpoint import folders as checkpoint_folders
-from ..diffharmony_models.checkpoint import parts as checkpoint_parts
-from . import folders
+from .host import folders
 from .host import running as host
 
 DiffHarmonyRefiner = io.Custom("DIFFHARMONY_REFINER")
@@ -28,7 +24,7 @@ class LoadDiffHarmony(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=folders.names(host.folders()),
+                    options=folders.names(),
                     default=folders.BUNDLED,
                     tooltip="Files and folders in models/diffharmony. The bundled one is small; the published weights "
                     "do far better.",
@@ -60,40 +56,28 @@ class LoadDiffHarmony(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
-        return folders.fault(checkpoint, host.folders()) or True
+        return folders.fault(checkpoint) or True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None = None, **kwargs: object) -> list | str | None:
-        return folders.fingerprint_of(checkpoint, host.folders())
+        return folders.fingerprint(checkpoint)
 
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str, clip: "io.Clip.Type | None" = None) -> io.NodeOutput:
-        path = folders.resolve(checkpoint, host.folders())
-        # One part after the other, the largest first: no more than one ever lies in memory twice, mapped and loaded.
-        found = checkpoints.read(path, parts=("unet",))
+        found = checkpoints.Reader(folders.resolve(checkpoint))
         resolution, model, vae = found.resolution, None, None
-        if found.unet:
-            model = host.load_unet(found.unet, found.prediction_type, resolution, found.steps, weight_dtype)
-        del found
-        found = checkpoints.read(path, parts=("vae",))
-        if found.vae:
-            vae = host.load_vae(found.vae, weight_dtype)
+        # One part after the other, the largest first: no more than one ever lies in memory twice, mapped and loaded.
+        if part := found.part("unet"):
+            model = host.load_unet(part, found.prediction_type, resolution, found.steps, weight_dtype)
+        del part
+        if part := found.part("vae"):
+            vae = host.load_vae(part, weight_dtype)
             if model is not None:
-                host.pair(model, vae, found.vae)
-        refiner = checkpoints.read(path, parts=("refiner",)).refiner
-        refiner = host.load_refiner(refiner, weight_dtype) if refiner else None
-        null_text = host.conditioning_of(clip, resolution) if clip is not None else _null_text(path, resolution)
+                host.pair(model, vae, part)
+        refiner = host.load_refiner(part, weight_dtype) if (part := found.part("refiner")) else None
+        if clip is not None:
+            return io.NodeOutput(model, vae, host.conditioning_of(clip, resolution), refiner)
+        encoder = found.part("text_encoder")
+        tokens = host.null_text_of(encoder) if encoder else found.null_text()
+        null_text = None if tokens is None else host.conditioning(tokens, resolution)
         return io.NodeOutput(model, vae, null_text, refiner)
-
-
-def _null_text(path: Path, resolution: int) -> list | None:
-    """The null text as CONDITIONING; None where there is neither one nor a text encoder."""
-    if path.is_file():
-        null_text = checkpoints.read(path, parts=("null_text",)).null_text
-    else:
-        encoder = checkpoint_folders.choose(path, checkpoint_folders.find(path))[0].get("text_encoder")
-        if encoder is None:
-            return None
-        part = checkpoint_parts.load(encoder.kind, encoder.files, encoder.config, encoder.where)
-        null_text = host.null_text_of(checkpoint_parts.settled(part))
-    return None if null_text is None else host.conditioning(null_text, resolution)

@@ -4,7 +4,7 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
 from . import pickles
-from .configs import shown
+from .rules import shown
 
 ALIGNMENT = 64  # bytes: what torch's own memory has, so that kernels take the same way through mapped weights
 _LARGEST_JSON = 16 << 20
@@ -76,67 +76,78 @@ def entries(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+class WeightFile:
+    """A file of named tensors, opened once. They are mapped from it, not copied; nothing in a pickle is executed.
+
+    metadata: of a .safetensors file, else empty. names: of the tensors. InputError for what is no such file.
+    """
+
+    def __init__(self, path: Path):
+        size = check_regular(path).st_size
+        self.metadata: dict[str, str] = {}
+        with _telling(path):
+            if path.suffix == ".safetensors":
+                file = _opened(path, size)
+                self.metadata, self.names = file.metadata() or {}, list(file.keys())
+                self._get: Callable[[str], torch.Tensor] = file.get_tensor
+            else:
+                state = _unpickled(path, size)
+                self.names, self._get = list(state), state.__getitem__
+        self.path = path
+        _check_names(self.names, path)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor."""
+        with _telling(self.path):
+            return self._get(name)
+
+    def state(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """All tensors whose names begin so, by the rest of the name."""
+        return {name[len(prefix) :]: self.tensor(name) for name in self.names if name.startswith(prefix)}
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[safe_open]:
-    """A safetensors file; its tensors are mapped, not copied."""
-    size = check_regular(path).st_size
+def _telling(path: Path) -> Iterator[None]:
     try:
-        with open(path, "rb") as raw:
-            header = int.from_bytes(raw.read(8), "little")
-        if _LARGEST_HEADER < header <= size:
-            raise InputError(f"{path}: a header of {header} bytes, more than any checkpoint's. Get it again.")
-        try:
-            file = safe_open(path, "pt")
-        except RuntimeError as error:  # torch could not map it
-            raise InputError(f"{path}: {size} bytes, too large for this machine. Get it again.") from error
-        with file:
-            _check_names(names(file), path)
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or not a safetensors file ({line(error)}). Get it again.") from error
+        yield
+    except (SafetensorError, pickles.Refused, OSError) as error:
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path}: damaged or not a safetensors file ({line(error)}). Get it again.") from error
+        raise InputError(
+            f"{path}: cannot be read as plain tensors ({line(error)}): it is damaged, or a pickle that wants to run "
+            "code (nothing of it was executed). Get the .safetensors version, or the file again."
+        ) from error
 
 
-def names(file: safe_open) -> list[str]:
-    return list(file.keys())
+def _opened(path: Path, size: int) -> safe_open:
+    with open(path, "rb") as raw:
+        header = int.from_bytes(raw.read(8), "little")
+    if _LARGEST_HEADER < header <= size:
+        raise InputError(f"{path}: a header of {header} bytes, more than any checkpoint's. Get it again.")
+    try:
+        return safe_open(path, "pt")
+    except RuntimeError as error:  # torch could not map it
+        raise InputError(f"{path}: {size} bytes, too large for this machine. Get it again.") from error
+
+
+def _unpickled(path: Path, size: int) -> dict[str, torch.Tensor]:
+    if not size:
+        raise pickles.Refused("it is empty")
+    with open(path, "rb") as raw:
+        content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)  # writing to it does not write to the file
+    found, places = pickles.read(content)
+    state = found.get("state_dict") if isinstance(found, dict) else None
+    state = state if isinstance(state, dict) else found
+    if not isinstance(state, dict) or not all(isinstance(each, pickles.Tensor) for each in state.values()):
+        raise InputError(f"{path}: not a file of named tensors. Give a part's weights, as diffusers saves them.")
+    _check_names(list(state), path)
+    return pickles.mapped(content, state, places)
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, or a copy where it starts elsewhere than torch's own: kernels sum in another order there, and a
     picture would depend on the length of a file's header."""
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def peek(path: Path) -> tuple[dict, dict[str, tuple[int, ...]]]:
-    """Metadata and shapes of a weight file."""
-    if path.suffix != ".safetensors":
-        return {}, {key: tuple(value.shape) for key, value in tensors(path).items()}
-    with opened(path) as file:
-        return file.metadata() or {}, {key: tuple(file.get_slice(key).get_shape()) for key in names(file)}
-
-
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a weight file, mapped from it. InputError for what is none. Nothing in a pickle is executed."""
-    if path.suffix == ".safetensors":
-        with opened(path) as file:
-            return {key: file.get_tensor(key) for key in names(file)}
-    size = check_regular(path).st_size
-    try:
-        if not size:
-            raise pickles.Refused("it is empty")
-        with open(path, "rb") as raw:
-            content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)  # writing to it does not write to the file
-        found, places = pickles.read(content)
-        state = found.get("state_dict") if isinstance(found, dict) else None
-        state = state if isinstance(state, dict) else found
-        if not isinstance(state, dict) or not all(isinstance(each, pickles.Tensor) for each in state.values()):
-            raise InputError(f"{path}: not a file of named tensors. Give a part's weights, as diffusers saves them.")
-        _check_names(list(state), path)
-        return pickles.mapped(content, state, places)
-    except (pickles.Refused, OSError) as error:
-        raise InputError(
-            f"{path}: cannot be read as plain tensors ({line(error)}): it is damaged, or a pickle that wants to run "
-            "code (nothing of it was executed). Get the .safetensors version, or the file again."
-        ) from error
 
 
 def line(error: Exception) -> str:

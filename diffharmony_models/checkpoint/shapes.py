@@ -7,17 +7,12 @@ loaded. Names are diffusers'. Plain Python.
 from collections.abc import Callable
 from functools import partial
 
-from .configs import each
+from .rules import each
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def expected(kind: str, config: dict) -> Shapes | None:
-    """The shapes of all tensors; None for the networks of our own, which tell it themselves."""
-    return {"unet": _unet, "vae": _vae, "text_encoder": _text_encoder}.get(kind, lambda config: None)(config)
-
-
-def _unet(config: dict) -> Shapes:
+def unet(config: dict) -> Shapes:
     widths, text = config["block_out_channels"], config["cross_attention_dim"]
     levels, time = len(widths), 4 * widths[0]
     layers = each(config["layers_per_block"], levels)
@@ -57,7 +52,7 @@ def _unet(config: dict) -> Shapes:
     return shapes
 
 
-def _vae(config: dict) -> Shapes:
+def vae(config: dict) -> Shapes:
     widths, layers, latent = config["block_out_channels"], config["layers_per_block"], config["latent_channels"]
     attention = config["mid_block_add_attention"]
     shapes = {
@@ -86,7 +81,7 @@ def _vae(config: dict) -> Shapes:
     return shapes
 
 
-def _text_encoder(config: dict) -> Shapes:
+def text_encoder(config: dict) -> Shapes:
     width, inner = config["hidden_size"], config["intermediate_size"]
     shapes = {
         "embeddings.token_embedding.weight": (config["vocab_size"], width),

@@ -4,7 +4,7 @@ Pure functions, without ComfyUI. ValueError for a network that the host's own co
 """
 
 from ...diffharmony_models.checkpoint import configs as checkpoint_configs
-from ...diffharmony_models.checkpoint.configs import each
+from ...diffharmony_models.checkpoint.rules import each
 from ...diffharmony_models.errors import InputError
 
 _BUILT_IN_GROUPS = 32  # the host builds its normalisation with these; what a config says is set afterwards
@@ -81,9 +81,7 @@ def groups(config: dict) -> int:
 
 
 def _clean(kind: str, config: dict) -> dict:
-    config = checkpoint_configs.clean(kind, config)
-    checkpoint_configs.check_together(kind, config)
-    return config
+    return checkpoint_configs.clean(kind, config)
 
 
 def _widths(name: str, config: dict) -> tuple[list[int], list[int]]:

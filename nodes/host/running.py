@@ -6,7 +6,6 @@ Latents are unscaled here, as everywhere in the host; the MODEL's latent format 
 import copy
 import inspect
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +23,6 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
-import folder_paths
 import latent_preview
 import node_helpers
 import torch
@@ -40,7 +38,6 @@ from . import configs
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "diffharmony"
 ATTACHMENT = "diffharmony_resolution"  # on a MODEL and in the null text: the checkpoint's own resolution
 VAE_ATTACHMENT = "diffharmony_vae"  # on a MODEL: the first width of the VAE that it was trained with
 STEPS_ATTACHMENT = "diffharmony_steps"  # on a MODEL: how many sampling steps the checkpoint was made for
@@ -52,18 +49,6 @@ SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler
 
 
 # Folders.
-
-
-def register_folder() -> None:
-    """models/diffharmony, beside the folders that extra_model_paths.yaml names for it."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(extensions) | {".safetensors"})
-
-
-def folders() -> list[str]:
-    """Where checkpoints are looked for, the first first."""
-    return folder_paths.get_folder_paths(FOLDER)
 
 
 # The published sampling.
