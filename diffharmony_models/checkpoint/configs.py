@@ -7,36 +7,22 @@ dropped.
 from typing import Any
 
 from ..errors import InputError
-from .kinds import KINDS, Lacking, Shapes
+from .kinds import KINDS
 from .rules import MISSING, NEEDED, Wrong, ignored, shown
 from .schemas import RESOLUTIONS
 
 _ADVICE = "Use the config.json that belongs to these weights."
 
 
-def facts(kind: str, there: Shapes, where: object = None) -> dict:
-    """What the shapes of a part's tensors say, under the config's names. InputError where tensors for that are missing,
-    and where it takes other channels than a part of this kind."""
-    known = KINDS[kind]
-    try:
-        found = known.facts(there)
-    except Lacking as error:
-        raise InputError(f"{prefix(where, kind)} is not whole, {error} is missing. Get the weights again.") from None
-    if known.channels and found["in_channels"] not in known.channels:
-        raise InputError(f"{prefix(where, kind)} takes {found['in_channels']} channels; {known.wanted}.")
-    return found
+def clean(kind: str, config: dict, where: object = None) -> dict:
+    """The config with the keys that a network of this kind is built by, and no others: given, else default.
 
-
-def clean(kind: str, config: dict, where: object = None, found: dict | None = None) -> dict:
-    """The config with the keys that a network of this kind is built by, and no others: given, else found, else default.
-
-    found: `facts` of the weights, which it must agree with. where: named in the InputError for a value that is none of
-    the allowed, and for values that do not go together.
+    where: named in the InputError for a value that is none of the allowed, and for values that do not go together.
     """
-    name, found = prefix(where, kind), found or {}
+    name, known = prefix(where, kind), KINDS[kind]
     result: dict[str, Any] = {}
-    for key, (rule, default) in KINDS[kind].schema.items():
-        value = found.get(key, default(result) if callable(default) else default)
+    for key, (rule, default) in known.schema.items():
+        value = default(result) if callable(default) else default
         if rule is not ignored:
             value = config.get(key, value)
         if value is NEEDED:
@@ -47,12 +33,9 @@ def clean(kind: str, config: dict, where: object = None, found: dict | None = No
             result[key] = rule(value)
         except Wrong:
             raise InputError(f"{name}'s config says {key} {shown(value)}; expected {rule}. {_ADVICE}") from None
-    for key, value in found.items():
-        said = result[key]
-        per_level = isinstance(said, list) and not isinstance(value, list)  # the shapes of all tensors tell
-        if said != value and not per_level:
-            raise InputError(f"{name}'s config says {key} {said}, its weights have {shown(value)}. {_ADVICE}")
-    if words := KINDS[kind].contradiction(result):
+    if known.channels and result["in_channels"] not in known.channels:
+        raise InputError(f"{name} takes {result['in_channels']} channels; {known.wanted}.")
+    if words := known.contradiction(result):
         raise InputError(f"{name}'s config says {words}. {_ADVICE}")
     version = config.get("_diffusers_version")
     if isinstance(version, str) and len(version) <= 32:

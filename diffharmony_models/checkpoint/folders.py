@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from .files import entries, line, read_json
+from .files import entries, read_json
 from .kinds import KINDS, of_config
 from .rules import few
 
@@ -52,11 +52,9 @@ def find(path: Path) -> tuple[dict[str, Place], Path]:
 
     InputError where there is none, where only the inverse model is, and where it is not clear which part is meant.
     """
-    config = config_of(path)
-    kind = of_config(config) if config else None
-    if config and kind:
-        check_harmonizing(kind, path)
-        return {kind: Place(kind, path, config)}, scheduler_of(path)
+    if place := _place(path):
+        check_harmonizing(place.kind, path)
+        return {place.kind: place}, scheduler_of(path)
     pipeline = path if _is_pipeline(path) else _pipeline_in(path)
     parts = _parts(pipeline)
     if "unet" not in parts:
@@ -171,10 +169,10 @@ def _is_another_models(kind: str, folder: Path) -> bool:
 
 def _is_part(folder: Path) -> bool:
     try:
-        kind = of_config(config_of(folder) or {})
+        place = _place(folder)
     except InputError:
         return False
-    return kind is not None and not _is_another_models(kind, folder)
+    return place is not None and not _is_another_models(place.kind, folder)
 
 
 def _is_text(name: str) -> bool:
@@ -205,35 +203,33 @@ def _pipeline_in(path: Path) -> Path:
     return next(iter(found.values()))
 
 
+def _place(folder: Path) -> Place | None:
+    """The part in a folder; None where there is none."""
+    config = config_of(folder) if os.path.isdir(folder) else None
+    kind = of_config(config) if config else None
+    return Place(kind, folder, config) if config and kind else None
+
+
 def _parts(pipeline: Path) -> dict[str, Place]:
     """The parts in a pipeline's own folders."""
-    places = []
-    for entry in entries(pipeline):
-        config = config_of(entry) if os.path.isdir(entry) else None
-        kind = of_config(config) if config else None
-        if config and kind and (kind != "unet" or entry.name == "unet"):
-            places.append(Place(kind, entry, config))
-    return _one_of_each(places, pipeline)
+    places = [place for entry in entries(pipeline) if (place := _place(entry))]
+    return _one_of_each([place for place in places if place.kind != "unet" or place.folder.name == "unet"], pipeline)
 
 
 def _beside(pipeline: Path) -> dict[str, Place]:
-    """The parts that are published beside a pipeline, where they lie there."""
+    """The parts that are published beside a pipeline, where they lie there. What cannot be read is left out."""
     places = []
     try:
-        siblings = [entry for entry in entries(pipeline.parent) if entry != pipeline and os.path.isdir(entry)]
+        siblings = entries(pipeline.parent)[:_MOST_SIBLINGS]
     except InputError as error:
-        log.debug("Nothing is taken from beside %s: %s", pipeline, line(error))
+        log.debug("Nothing is taken from beside %s: %s", pipeline, error)
         siblings = []
-    for sibling in siblings[:_MOST_SIBLINGS]:
+    for sibling in siblings:
         try:
-            config = config_of(sibling)
+            places.append(_place(sibling))
         except InputError as error:
             log.warning("Not taken from beside %s: %s", pipeline, error)
-            continue
-        kind = of_config(config) if config else None
-        if config and kind and KINDS[kind].beside:
-            places.append(Place(kind, sibling, config))
-    return _one_of_each(places, pipeline.parent)
+    return _one_of_each([place for place in places if place and KINDS[place.kind].beside], pipeline.parent)
 
 
 def _one_of_each(places: list[Place], folder: Path) -> dict[str, Place]:

@@ -59,15 +59,15 @@ def checked(kind: str, part: Part, where: object = None) -> Part:
     where: named in the InputError for a part that is not.
     """
     have = _shapes(part.state)
-    config = configs.clean(kind, part.config, where, configs.facts(kind, have, where))
+    config = configs.clean(kind, part.config, where)
     for key, tensor in part.state.items():
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             raise InputError(
                 f"{configs.prefix(where, kind)}'s {key} is stored as {tensor.dtype}; expected plain fp32, fp16 or bf16 "
                 "weights. Get those."
             )
-    expected = KINDS[kind].shapes
-    want = dict(expected(config)) if expected else _shapes(_skeleton(kind, config).state_dict())
+    expected = KINDS[kind].expected
+    want = expected(config) if expected else _shapes(_skeleton(kind, config).state_dict())
     wrong = [key for key in want if have.get(key, want[key]) != want[key]]
     faults = {
         "missing": [key for key in want if key not in have],

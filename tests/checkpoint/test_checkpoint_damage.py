@@ -71,13 +71,24 @@ BAD = {
     "config that is no JSON": (lambda r: _put(r / "refinement/config.json", b"{").parent, "config.json", "not JSON"),
     "config that is a list": (lambda r: _put(r / "refinement" / "config.json", b"[]").parent, "JSON object"),
     "config without weights": (lambda r: _away(r / "base/unet" / WEIGHTS).parent, "unet", "without its weights"),
-    "other widths, UNet": (lambda r: _config(r / "base/unet", block_out_channels=[32]).parent, "[32]", "[32, 96]"),
-    "other widths, VAE": (lambda r: _config(r / "base/vae", block_out_channels=[64, 64]).parents[1], "[64, 64]", "VAE"),
-    "other widths, refiner": (lambda r: _config(r / "refinement", block_out_channels=[32, 32]), "[32, 32]", "refiner"),
+    "other widths, UNet": (lambda r: _config(r / "base/unet", block_out_channels=[32]).parent, "[32]", "2 levels"),
+    "other widths, VAE": (
+        lambda r: _config(r / "base/vae", block_out_channels=[64, 64]).parents[1],
+        "VAE",
+        "[32] instead of [64]",
+    ),
+    "other widths, refiner": (
+        lambda r: _config(r / "refinement", block_out_channels=[32, 32]),
+        "refiner",
+        "instead of [32]",
+    ),
     "other widths, Harmony-VAE": (lambda r: _config(r / "condition_vae", block_out_channels=[32]), "[32]", "Harmony"),
-    "other widths, text": (lambda r: _config(r / "base/text_encoder", hidden_size=32), "hidden_size 32", "16"),
-    "other text width": (lambda r: _config(r / "base/unet", cross_attention_dim=768), "cross_attention_dim 768", "16"),
-    "other layers": (lambda r: _config(r / "refinement", layers_per_block=2), "layers_per_block 2"),
+    "other widths, text": (
+        lambda r: _config(r / "base/text_encoder", hidden_size=32),
+        "16] instead of [49408, 32]",
+    ),
+    "other text width": (lambda r: _config(r / "base/unet", cross_attention_dim=768), "16] instead of [32, 768]"),
+    "other layers": (lambda r: _config(r / "refinement", layers_per_block=2), "missing", "resnets.1"),
     "another kind's config": (
         lambda r: shutil.copy(r / "base/vae/config.json", r / "refinement") and r / "refinement",
         "describes a VAE",
@@ -85,11 +96,15 @@ BAD = {
     ),
     "four channels": (
         lambda r: _state(r / "base/unet", lambda s: s.update({"conv_in.weight": torch.ones(32, 4, 3, 3)})),
+        "conv_in.weight [32, 4, 3, 3] instead of [32, 9, 3, 3]",
+    ),
+    "four channels, as its config says": (
+        lambda r: _config(r / "base/unet", in_channels=4),
         "9-channel inpainting UNet",
         "takes 4 channels",
     ),
     "five channels": (
-        lambda r: _state(r / "refinement", lambda s: s.update({"conv_in.weight": torch.ones(32, 5, 3, 3)})),
+        lambda r: _config(r / "refinement", in_channels=5),
         "7, 4 or 3 channels",
     ),
     "NaN": (lambda r: _state(r / "base/unet", _as(float("nan"))).parents[1], "conv_in.bias", "NaN"),
@@ -101,7 +116,7 @@ BAD = {
     ),
     "no first layer": (
         lambda r: _state(r / "base/vae", lambda s: s.pop("encoder.conv_in.weight")),
-        "encoder.conv_in.weight is missing",
+        "1 missing (encoder.conv_in.weight)",
     ),
     "prediction type": (
         lambda r: _put(r / "base/scheduler/scheduler_config.json", b'{"prediction_type": "flow"}').parents[1],
@@ -160,7 +175,7 @@ ONE_FILE = {  # changes of a one-file checkpoint's tensors and metadata, and wha
     "config no JSON": (lambda t, m: m.update(unet="{"), "metadata unet", "not JSON"),
     "other widths": (
         lambda t, m: m.update(refiner=json.dumps(json.loads(m["refiner"]) | {"block_out_channels": [32, 32]})),
-        "[32, 32]",
+        "refiner's tensors do not fit its config",
     ),
     "strange tensors": (lambda t, m: t.update({"clip.weight": torch.ones(1)}), "clip.weight"),
     "resolution": (lambda t, m: m.update(resolution="big"), '"big"'),

@@ -46,7 +46,7 @@ def test_shapes_are_those_of_the_networks():
         settings = network.config.to_json_string() if kind == "text_encoder" else network.to_json_string()
         config = configs.clean(kind, json.loads(settings))
         state = {key.removeprefix("text_model."): tuple(value.shape) for key, value in network.state_dict().items()}
-        assert KINDS[kind].shapes(config) == state
+        assert KINDS[kind].expected(config) == state
 
 
 def test_building_costs_no_memory_and_no_random_numbers(tiny):
