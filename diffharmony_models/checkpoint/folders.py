@@ -21,8 +21,15 @@ from .rules import few
 
 log = logging.getLogger(__name__)
 
-_ENDS = (".safetensors", ".safetensors.index.json", ".safetensors.index.fp16.json", ".bin", ".bin.index.json")
-_ENDS += (".fp16.safetensors", ".fp16.bin")
+_ENDS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".safetensors.index.fp16.json",
+    ".bin",
+    ".bin.index.json",
+    ".fp16.safetensors",
+    ".fp16.bin",
+)
 _STANDARD = [stem + end for end in _ENDS for stem in ("diffusion_pytorch_model", "model", "pytorch_model")]
 _MOST_SIBLINGS = 1000
 _DEPTH = 4  # of a list

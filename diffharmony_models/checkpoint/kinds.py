@@ -19,7 +19,7 @@ class Kind:
     classes: tuple[str, ...]  # what a config.json calls it
     mark: str  # how the name of some tensor of it begins
     unless: str | None  # how no name does
-    schema: dict[str, tuple[Callable[[Any], Any], Any]]  # of each key of the config: rule, default
+    schema: schemas.Schema  # what its config may say
     network: tuple[str, str]  # module and class; the module is imported when one is built
     expected: Callable[[dict], Shapes] | None = None  # tensors that a config asks for; None: the network tells it
     contradiction: Callable[[dict], str | None] = lambda config: None  # of a config's values, in words

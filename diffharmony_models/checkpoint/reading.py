@@ -94,7 +94,9 @@ class Reader:
         if unknown := set(wanted) - {*PARTS, "null_text"}:
             raise InputError(f"Unknown parts {sorted(unknown)}; expected some of {', '.join(PARTS)}, null_text.")
         get = self.part if settled else self._mapped
-        found = Checkpoint(self.name, **{kind: get(kind) for kind in PARTS if kind in wanted})
+        found = Checkpoint(self.name)
+        for kind in (kind for kind in PARTS if kind in wanted):
+            setattr(found, kind, get(kind))
         found.prediction_type, found.resolution, found.steps = self.prediction_type, self.resolution, self.steps
         found.null_text = self.null_text() if "null_text" in wanted else None
         check_null_text(found, self.path)

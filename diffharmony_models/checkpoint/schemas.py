@@ -3,7 +3,12 @@
 A default that is a function gets the values so far.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from .rules import MISSING, NEEDED, Each, Either, Number, OneOf, Whole, each, ignored, shown
+
+Schema = dict[str, tuple[Callable[[Any], Any], Any]]  # of each key: rule, default
 
 RESOLUTIONS = range(64, 8193)
 TOKENS = 1024  # the most that a null text may have
@@ -22,7 +27,7 @@ def _blocks(name: str) -> tuple:
     return Each(OneOf(name)), lambda config: [name] * len(config["block_out_channels"])
 
 
-UNET = {
+UNET: Schema = {
     "_class_name": (OneOf("UNet2DConditionModel"), "UNet2DConditionModel"),
     "block_out_channels": (Each(_WIDTH), [320, 640, 1280, 1280]),
     "in_channels": (Whole(1, 64), 4),
@@ -61,7 +66,7 @@ UNET = {
     "dropout": (ignored, 0.0),
     "projection_class_embeddings_input_dim": (ignored, None),
 }
-_ANY_VAE = {
+_ANY_VAE: Schema = {
     "block_out_channels": (Each(_WIDTH), [64]),
     "in_channels": (OneOf(3), 3),
     "out_channels": (OneOf(3), 3),
@@ -75,26 +80,26 @@ _ANY_VAE = {
     "sample_size": (_SIDE, 512),
     "scaling_factor": (Number(1e-3, 1e3), 0.18215),
 }
-_VAE_EXTRAS = {
+_VAE_EXTRAS: Schema = {
     "latents_mean": (_NONE, None),
     "latents_std": (_NONE, None),
     "shift_factor": (Either(_NONE, OneOf(0)), None),
     "use_post_quant_conv": (_YES, True),
     "use_quant_conv": (_YES, True),
 }
-VAE = {
+VAE: Schema = {
     "_class_name": (OneOf("AutoencoderKL"), "AutoencoderKL"),
     **_ANY_VAE,
     **_VAE_EXTRAS,
     "force_upcast": (_FLAG, True),
 }
-HARMONY_VAE = {
+HARMONY_VAE: Schema = {
     "_class_name": (OneOf("ConditionVAE"), "ConditionVAE"),
     **_ANY_VAE,
     "additional_in_channels": (OneOf(1), 1),
     **{key: (rule, MISSING) for key, (rule, _) in _VAE_EXTRAS.items()},
 }
-REFINER = {
+REFINER: Schema = {
     "_class_name": (OneOf("UNet2DCustom"), "UNet2DCustom"),
     "block_out_channels": (Each(_WIDTH), [64, 128, 256, 256]),
     "in_channels": (Whole(1, 64), 7),
@@ -115,7 +120,7 @@ REFINER = {
     "mid_block_scale_factor": (_ONE, 1),
     "resnet_time_scale_shift": (OneOf("default"), "default"),
 }
-COLOR_REGRESSOR = {
+COLOR_REGRESSOR: Schema = {
     "_class_name": (OneOf("ColorRegressor"), "ColorRegressor"),
     "size": (Whole(64, 512), NEEDED),
     "width": (Whole(16, 1024), NEEDED),
@@ -123,7 +128,7 @@ COLOR_REGRESSOR = {
     "dropout": (Number(0, 0.9), 0.0),
     "gain": (Number(0.1, 3), 1.0),
 }
-TEXT_ENCODER = {
+TEXT_ENCODER: Schema = {
     "vocab_size": (OneOf(49408), 49408),
     "hidden_size": (Whole(1, 8192), NEEDED),
     "intermediate_size": (Whole(1, 32768), NEEDED),
