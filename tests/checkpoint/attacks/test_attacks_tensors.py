@@ -19,7 +19,7 @@ from support import FOLDERS, WEIGHTS
 
 from diffharmony_models.checkpoint import Part
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 TENSORS = {  # what is done to a refiner's tensors
