@@ -26,16 +26,14 @@ def replacing(path: str | os.PathLike, lasting: bool = True) -> Iterator[Path]:
     unfinished = path.with_name(f".{_stem(path.name)}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                _lock(file)
+        with _locked(unfinished):
             yield unfinished
         if lasting:
             with open(unfinished, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         words = "no room on the disk to write" if full else f"cannot write ({error.strerror})"
         raise OSError(error.errno, words, str(path)) from error
     finally:
@@ -62,7 +60,19 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _stem(name: str) -> str:
-    return name[:20]  # a whole name may be as long as the system allows
+    return name[:60]  # of at most 4 bytes each: a whole name may be as long as the system allows, 255
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Makes an empty file that others know is being written. On Windows they know it by itself."""
+    if fcntl is None:
+        yield
+        return
+    with open(path, "wb") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            _lock(file)
+        yield
 
 
 def _lock(file: IO[bytes]) -> None:
