@@ -7,7 +7,7 @@ from .conditioning import DiffHarmonyConditioning
 from .decode import VAEDecodeHigherRes
 from .harmonize import HarmonizeLatent
 from .harmonize_colors import HarmonizeColors
-from .host import folders
+from .host.folders import register_folder
 from .load import LoadDiffHarmony
 from .refine import RefineResidual
 from .transfer import TransferToFullResolution
@@ -16,7 +16,7 @@ from .transfer import TransferToFullResolution
 class DiffHarmony(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        folders.register_folder()
+        register_folder()
         return [
             LoadDiffHarmony,
             HarmonizeColors,
