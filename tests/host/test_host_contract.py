@@ -29,10 +29,10 @@ EXAMPLE = "diffharmony_evening.png"  # one of the pictures of the workflows
 # Hooks and functions that web/js uses, on the page's own objects.
 _PAGE = {
     "app.registerExtension": "typeof app.registerExtension == 'function'",
-    "app.extensionManager.toast": "['add', 'remove'].every((name) => app.extensionManager.toast[name] instanceof Function)",
+    "toast.add and toast.remove": "[toast.add, toast.remove].every((one) => one instanceof Function)",
     "api.fetchApi": "api.fetchApi instanceof Function",
     "api.addEventListener": "api.addEventListener instanceof Function",
-    "widgets have values": "LiteGraph.createNode('LoadImage').widgets.some(({ options }) => Array.isArray(options.values))",
+    "widgets have values": "loader.widgets.some(({ options }) => Array.isArray(options.values))",
 }
 _HOOKED = """async (name) => {
     const called = new Set()
@@ -63,6 +63,8 @@ def test_the_page_has(tab, what):
     found = tab.page.evaluate(f"""async () => {{
         const {{ api }} = await import("/scripts/api.js")
         const {{ app }} = await import("/scripts/app.js")
+        const {{ toast }} = app.extensionManager
+        const loader = LiteGraph.createNode("LoadImage")
         return {_PAGE[what]}
     }}""")
     assert found is True
@@ -95,6 +97,6 @@ def test_the_server_gives_the_examples_and_the_lists_of_files(host):
     info = host.get("/object_info/LoadImage")["LoadImage"]["input"]["required"]["image"]
     assert isinstance(info[0], list) or "options" in info[1]
     assert (
-        host.read(f"/workflow_templates/{PACK}/pictures/{EXAMPLE}")
+        host.read(f"/api/workflow_templates/{PACK}/pictures/{EXAMPLE}")
         == (ROOT / "workflows" / "pictures" / EXAMPLE).read_bytes()
     )

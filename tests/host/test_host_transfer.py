@@ -75,5 +75,5 @@ def test_an_empty_mask_gives_the_composite_for_every_variant(host, ending):
 def test_other_counts_are_refused(host, ending):
     composite, mask = pictures.composites(2)
     graph, shared = wires(host, BUNDLED, composite, mask)
-    with pytest.raises(Failed, match="3 harmonized images came with 2 composites.*one composite for all"):
+    with pytest.raises(Failed, match=r"3 harmonized images came with 2 composites.*one composite for all"):
         host.fetch(graph, ending(graph, shared, given(host, graph, others(composite))))

@@ -1,5 +1,4 @@
-"""What the nodes lean on inside ComfyUI: every function of these modules is one promise, so that a change of the host has
-a name.
+"""What the nodes lean on inside ComfyUI: every function of these modules is one promise, so that a change has a name.
 
 `test_host_contract.py` lets the host's own Python run them. Nothing of the package itself is imported here.
 """
