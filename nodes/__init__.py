@@ -1,13 +1,13 @@
 """What ComfyUI sees: one stage a file, each a schema and an `execute`."""
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.v0_0_2 import ComfyExtension, io
 from typing_extensions import override
 
 from .conditioning import DiffHarmonyConditioning
 from .decode import VAEDecodeHigherRes
 from .harmonize import HarmonizeLatent
 from .harmonize_colors import HarmonizeColors
-from .host import folders
+from .host.folders import register_folder
 from .load import LoadDiffHarmony
 from .refine import RefineResidual
 from .transfer import TransferToFullResolution
@@ -16,7 +16,7 @@ from .transfer import TransferToFullResolution
 class DiffHarmony(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        folders.register_folder()
+        register_folder()
         return [
             LoadDiffHarmony,
             HarmonizeColors,

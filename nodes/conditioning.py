@@ -1,12 +1,11 @@
 """Stage 1 for the host's own sampler nodes: the composite and its mask as conditioning."""
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..diffharmony_models import geometry
-from . import checks
-from .harmonize import composite_input, inference_size, resolution_input, shape_input, small_mask
-from .host import running as host
+from . import checks, doubts, schema
+from .host import attachments, running
 
 NODE = "DiffHarmonyConditioning"
 
@@ -17,7 +16,7 @@ class DiffHarmonyConditioning(io.ComfyNode):
         return io.Schema(
             node_id=NODE,
             display_name="DiffHarmony Conditioning",
-            category="DiffHarmony",
+            category=schema.CATEGORY,
             description=(
                 "Harmonizing with any sampler node instead of HarmonizeLatent: KSampler with cfg 1, denoise 1, "
                 "euler_ancestral, normal and the checkpoint's own steps (5 for the published one, 2 for the bundled) "
@@ -25,18 +24,12 @@ class DiffHarmonyConditioning(io.ComfyNode):
             ),
             search_aliases=["image harmonization", "harmonize", "ksampler harmonization"],
             inputs=[
-                io.Vae.Input(
-                    "vae", tooltip="The VAE of LoadDiffHarmony. For the published weights any SD 1.5 VAE works too."
-                ),
-                io.Conditioning.Input("null_text", tooltip="The null_text of LoadDiffHarmony."),
-                composite_input(),
-                io.Mask.Input(
-                    "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
-                    "or proportions.",
-                ),
-                resolution_input(),
-                shape_input(),
+                schema.vae(),
+                schema.null_text(),
+                schema.sampled_composite(),
+                schema.mask(),
+                schema.resolution(),
+                schema.shape(),
             ],
             outputs=[
                 io.Conditioning.Output("positive"),
@@ -57,17 +50,19 @@ class DiffHarmonyConditioning(io.ComfyNode):
         resolution: int,
         shape: str,
     ) -> io.NodeOutput:
-        host.check_vae(vae, NODE)
-        host.check_text(null_text, NODE)
+        checks.vae(vae, NODE)
+        checks.text(null_text, NODE)
         composite = checks.image(composite, "composite", NODE)
         mask = checks.mask(mask, composite, NODE)
-        size = inference_size(composite, resolution or host.resolution_of(null_text), shape)
-        latent = host.encode(vae, geometry.resize(composite, size)).mean
-        small, lost = small_mask(mask, size)
-        conditioned = host.condition(null_text, latent, small)
+        wanted = resolution or attachments.resolution_of(null_text)
+        size = checks.inference_size(composite, wanted, schema.SHAPES[shape])
+        latent = running.encode(vae, geometry.resize(composite, size)).mean
+        small = geometry.latent_mask(mask, size)
+        conditioned = running.condition(null_text, latent, small)
         empty = geometry.is_empty(mask)[:, None, None, None].to(latent.device)
         result = {"samples": torch.where(empty, latent, torch.zeros_like(latent))}
         if empty.any():
             # A sampler leaves alone what its noise mask leaves out.
             result["noise_mask"] = (~empty).float().expand(-1, -1, *size)
-        return io.NodeOutput(conditioned, conditioned, result, ui=host.warn(NODE, checks.doubts(mask) or lost))
+        ui = running.warn(NODE, doubts.of_mask(mask) or doubts.of_small_mask(mask, small, size))
+        return io.NodeOutput(conditioned, conditioned, result, ui=ui)

@@ -1,11 +1,11 @@
 """Decoding at the resolution of stage 1, above the one wanted, then scaling down: so small detail survives the VAE."""
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..diffharmony_models import geometry
-from . import checks
-from .host import running as host
+from . import checks, schema
+from .host import running
 
 NODE = "VAEDecodeHigherRes"
 METHODS = ("bilinear", "lanczos", "area")
@@ -17,7 +17,7 @@ class VAEDecodeHigherRes(io.ComfyNode):
         return io.Schema(
             node_id=NODE,
             display_name="VAE Decode (Higher Resolution)",
-            category="DiffHarmony",
+            category=schema.CATEGORY,
             description="Decodes at the latent's own resolution and scales the picture to the composite's size.",
             search_aliases=["vae decode", "decode and resize", "harmonize decode"],
             inputs=[
@@ -33,6 +33,7 @@ class VAEDecodeHigherRes(io.ComfyNode):
                     "method",
                     options=list(METHODS),
                     default="bilinear",
+                    advanced=True,
                     tooltip="How the picture is scaled. bilinear is the published one, antialiased; lanczos is "
                     "sharper; area averages.",
                 ),
@@ -41,6 +42,7 @@ class VAEDecodeHigherRes(io.ComfyNode):
                     default=0,
                     min=0,
                     max=16384,
+                    advanced=True,
                     tooltip="Width of the result in pixels. 0: the composite's, or in proportion to the height.",
                 ),
                 io.Int.Input(
@@ -48,6 +50,7 @@ class VAEDecodeHigherRes(io.ComfyNode):
                     default=0,
                     min=0,
                     max=16384,
+                    advanced=True,
                     tooltip="Height of the result in pixels. 0: the composite's, or in proportion to the width.",
                 ),
             ],
@@ -64,20 +67,16 @@ class VAEDecodeHigherRes(io.ComfyNode):
         width: int = 0,
         height: int = 0,
     ) -> io.NodeOutput:
-        host.check_vae(vae, NODE)
+        checks.vae(vae, NODE)
         latents = checks.latent(samples, "samples", NODE)
         wanted = None if composite is None else checks.image(composite, "composite", NODE)
         if wanted is not None:
-            found = (latents.shape[-2] * geometry.LATENT, latents.shape[-1] * geometry.LATENT)
+            found = checks.decoded_size(latents)
             checks.same_view(found, wanted, f"{NODE}: the decoded picture", "Wire the composite that was harmonized.")
-        picture = host.decode(vae, latents)
-        if not torch.isfinite(picture).all():
-            raise ValueError(
-                f"{NODE}: the decoded picture holds NaN. Either the LATENT does already, or the VAE's precision is too "
-                "narrow: choose weight_dtype fp32 in LoadDiffHarmony, or start ComfyUI with --fp32-vae."
-            )
+        picture = running.decode(vae, latents)
+        checks.finite(picture, "the decoded picture", NODE)
         size = output_size((picture if wanted is None else wanted).shape[-2:], width, height)
-        picture = geometry.resize(picture, size) if method == "bilinear" else host.scale(picture, size, method)
+        picture = geometry.resize(picture, size) if method == "bilinear" else running.scale(picture, size, method)
         return io.NodeOutput(checks.to_host(picture))
 
 

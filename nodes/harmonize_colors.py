@@ -6,20 +6,17 @@ import functools
 from pathlib import Path
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..diffharmony_models import checkpoint as checkpoints
 from ..diffharmony_models import geometry, recolor
 from ..diffharmony_models.checkpoint.parts import Part
 from ..diffharmony_models.errors import InputError
 from ..diffharmony_models.networks.color_regressor import ColorChange, ColorRegressor
-from . import checks
-from .host import folders
-from .host import running as host
+from . import checks, doubts, schema
+from .host import folders, running
 
 NODE = "HarmonizeColors"
-# A `ColorChange` and the `recolor.Amounts` that are made of it: (change, amounts), as `recolor.apply` takes them.
-DiffHarmonyColors = io.Custom("DIFFHARMONY_COLORS")
 
 
 class HarmonizeColors(io.ComfyNode):
@@ -28,7 +25,7 @@ class HarmonizeColors(io.ComfyNode):
         return io.Schema(
             node_id=NODE,
             display_name="Harmonize Colors",
-            category="DiffHarmony",
+            category=schema.CATEGORY,
             description=(
                 "Gives a pasted foreground the light and colours of the picture it stands in, at once: a small network "
                 "says how its colours must change, and the composite's own pixels are changed so, at any size. "
@@ -43,15 +40,10 @@ class HarmonizeColors(io.ComfyNode):
                 "color correction",
                 "blend foreground",
             ],
+            **schema.where_known(essentials_category="Image Tools"),
             inputs=[
-                io.Image.Input("composite", tooltip="The picture with the foreground pasted in, at any size."),
-                io.Mask.Input(
-                    "mask",
-                    tooltip=(
-                        "1 where the foreground is. One for all pictures, or one for each; of the composite's size or "
-                        "proportions."
-                    ),
-                ),
+                schema.composite("The picture with the foreground pasted in, at any size."),
+                schema.mask(),
                 io.Combo.Input(
                     "weights",
                     options=folders.names(),
@@ -62,26 +54,14 @@ class HarmonizeColors(io.ComfyNode):
                         "that has one."
                     ),
                 ),
-                amount("strength", "How much of the change is made: 0 none, 1 all of it; above 1 goes further."),
-                amount("light", "How much of the change of light and dark is made, 1 as predicted."),
-                amount(
-                    "color",
-                    "How much of the change of hue and saturation is made, 1 as predicted. Lower keeps a thing's own "
-                    "colour.",
-                ),
-                amount(
+                *schema.amounts(),
+                schema.amount(
                     "local",
                     "How much of what varies over the foreground is made, a light from one side for instance; 0 "
                     "changes all of it alike.",
                     advanced=True,
                 ),
-                io.Int.Input(
-                    "feather",
-                    default=0,
-                    min=0,
-                    max=512,
-                    tooltip="Pixels of the composite over which the foreground's edge fades in.",
-                ),
+                schema.feather(),
                 io.Combo.Input(
                     "frames",
                     options=list(recolor.FRAMES),
@@ -94,7 +74,7 @@ class HarmonizeColors(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="The composite in the harmonized colours, of its size."),
-                DiffHarmonyColors.Output("colors", tooltip="The change of colour itself, of each picture."),
+                schema.DiffHarmonyColors.Output("colors", tooltip="The change of colour itself, of each picture."),
             ],
         )
 
@@ -121,7 +101,7 @@ class HarmonizeColors(io.ComfyNode):
     ) -> io.NodeOutput:
         composite = checks.image(composite, "composite", NODE)
         mask = checks.mask(mask, composite, NODE)
-        ui = host.warn(NODE, checks.doubts(mask))
+        ui = running.warn(NODE, doubts.of_mask(mask))
         network = regressor(folders.resolve(weights), str(folders.fingerprint(weights)))
         if network is None:
             raise InputError(
@@ -129,19 +109,15 @@ class HarmonizeColors(io.ComfyNode):
                 "or a file that train-color-regressor wrote."
             )
         amounts = recolor.Amounts(strength, light, color, local)
-        alone = [recolor.predict(network, composite[one], mask[one]) for one in host.each(composite)]
+        alone = [recolor.predict(network, composite[one], mask[one]) for one in running.each(composite)]
         change = ColorChange(*(torch.cat(values) for values in zip(*alone, strict=True)))
         change = recolor.steady(change, mask, frames)
         result, empty = composite.clone(), geometry.is_empty(mask)
-        for one in host.each(result):
+        for one in running.each(result):
             if not empty[one].all():
                 own = ColorChange(change.curve[one], change.field[one])
                 result[one] = recolor.apply(composite[one], mask[one], own, amounts, feather)
         return io.NodeOutput(checks.to_host(result), (change, amounts), ui=ui)
-
-
-def amount(name: str, tooltip: str, advanced: bool | None = None) -> io.Float.Input:
-    return io.Float.Input(name, default=1.0, min=0.0, max=1.5, step=0.05, tooltip=tooltip, advanced=advanced)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,12 +1,10 @@
 """Loading: a checkpoint to the host's own MODEL, VAE and CONDITIONING, and the refiner."""
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..diffharmony_models import checkpoint as checkpoints
-from .host import folders
-from .host import running as host
-
-DiffHarmonyRefiner = io.Custom("DIFFHARMONY_REFINER")
+from . import schema
+from .host import folders, loading
 
 
 class LoadDiffHarmony(io.ComfyNode):
@@ -15,7 +13,7 @@ class LoadDiffHarmony(io.ComfyNode):
         return io.Schema(
             node_id="LoadDiffHarmony",
             display_name="Load DiffHarmony",
-            category="DiffHarmony",
+            category=schema.CATEGORY,
             description=(
                 "Loads a harmonizing checkpoint: one file or a folder of the published weights in models/diffharmony, "
                 "or the small one that comes with the nodes. A part that the checkpoint lacks comes out empty."
@@ -31,8 +29,9 @@ class LoadDiffHarmony(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=list(host.WEIGHT_DTYPES),
+                    options=list(loading.WEIGHT_DTYPES),
                     default="default",
+                    advanced=True,
                     tooltip="Precision of the UNet and the refiner. default: what suits your device. fp16 and bf16 "
                     "halve their memory; fp32 is exact, for the VAE too.",
                 ),
@@ -50,7 +49,7 @@ class LoadDiffHarmony(io.ComfyNode):
                 ),
                 io.Vae.Output("VAE"),
                 io.Conditioning.Output("null_text", tooltip="The empty prompt, which the model was trained with."),
-                DiffHarmonyRefiner.Output("refiner", tooltip="For RefineResidual."),
+                schema.DiffHarmonyRefiner.Output("refiner", tooltip="For RefineResidual."),
             ],
         )
 
@@ -68,16 +67,16 @@ class LoadDiffHarmony(io.ComfyNode):
         resolution, model, vae = found.resolution, None, None
         # One part after the other, the largest first: no more than one ever lies in memory twice, mapped and loaded.
         if part := found.part("unet"):
-            model = host.load_unet(part, found.prediction_type, resolution, found.steps, weight_dtype)
+            model = loading.load_unet(part, found.prediction_type, resolution, found.steps, weight_dtype)
         del part
         if part := found.part("vae"):
-            vae = host.load_vae(part, weight_dtype)
+            vae = loading.load_vae(part, weight_dtype)
             if model is not None:
-                host.pair(model, vae, part)
-        refiner = host.load_refiner(part, weight_dtype) if (part := found.part("refiner")) else None
+                loading.pair(model, vae, part)
+        refiner = loading.load_refiner(part, weight_dtype) if (part := found.part("refiner")) else None
         if clip is not None:
-            return io.NodeOutput(model, vae, host.conditioning_of(clip, resolution), refiner)
+            return io.NodeOutput(model, vae, loading.conditioning_of(clip, resolution), refiner)
         encoder = found.part("text_encoder")
-        tokens = host.null_text_of(encoder) if encoder else found.null_text()
-        null_text = None if tokens is None else host.conditioning(tokens, resolution)
+        tokens = loading.null_text_of(encoder) if encoder else found.null_text()
+        null_text = None if tokens is None else loading.conditioning(tokens, resolution)
         return io.NodeOutput(model, vae, null_text, refiner)

@@ -1,12 +1,12 @@
 """The other ending: the composite's own pixels, at their full size, in the harmonized colours."""
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
-from ..diffharmony_models import geometry
+from ..diffharmony_models import geometry, recolor
 from ..diffharmony_models import transfer as engine
-from . import checks
-from .host import running as host
+from . import checks, doubts, schema
+from .host import running
 
 NODE = "TransferToFullResolution"
 
@@ -17,7 +17,7 @@ class TransferToFullResolution(io.ComfyNode):
         return io.Schema(
             node_id=NODE,
             display_name="Transfer to Full Resolution",
-            category="DiffHarmony",
+            category=schema.CATEGORY,
             description=(
                 "Finds the change of colour between the composite and the harmonized picture, and applies it to the "
                 "composite's own pixels: every letter and every hair stays as sharp as it was, at any size."
@@ -25,35 +25,24 @@ class TransferToFullResolution(io.ComfyNode):
             search_aliases=["image harmonization", "color transfer", "match colors", "guided filter", "keep detail"],
             inputs=[
                 io.Image.Input("harmonized", tooltip="The harmonized picture at any size, the whole of it."),
-                io.Image.Input("composite", tooltip="The original composite at any size. The result has its size."),
-                io.Mask.Input(
-                    "mask",
-                    tooltip="1 where the foreground is. One for all pictures, or one for each; of the composite's size "
-                    "or proportions.",
-                ),
+                schema.composite("The original composite at any size. The result has its size."),
+                schema.mask(),
                 io.Int.Input(
                     "radius",
                     default=engine.RADIUS,
                     min=1,
                     max=128,
+                    advanced=True,
                     tooltip="How local the change of colour may be, in pixels of the small picture. Smaller follows "
                     "local light closer, larger is calmer.",
                 ),
-                io.Float.Input(
+                schema.share(
                     "detail",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="1: all of the composite's texture. 0: the harmonized picture itself, scaled up.",
+                    "1: all of the composite's texture. 0: the harmonized picture itself, scaled up.",
+                    advanced=True,
                 ),
-                io.Int.Input(
-                    "feather",
-                    default=0,
-                    min=0,
-                    max=512,
-                    tooltip="Pixels of the composite over which the foreground's edge fades in.",
-                ),
+                schema.feather(),
+                *schema.amounts(optional=True),
             ],
             outputs=[io.Image.Output("IMAGE")],
         )
@@ -67,15 +56,20 @@ class TransferToFullResolution(io.ComfyNode):
         radius: int,
         detail: float,
         feather: int,
+        strength: float = 1.0,
+        light: float = 1.0,
+        color: float = 1.0,
     ) -> io.NodeOutput:
         composite = checks.image(composite, "composite", NODE)
         mask = checks.mask(mask, composite, NODE)
-        harmonized = checks.rendered(harmonized, composite, NODE)
+        harmonized, composite, mask = checks.harmonized(harmonized, composite, mask, NODE)
+        amounts = recolor.Amounts(strength, light, color)
         empty = geometry.is_empty(mask)
         result = composite.clone()
-        for one in host.each(result):
+        for one in running.each(result):
             if not empty[one].all():
-                result[one] = engine.transfer(
+                changed = engine.transfer(
                     harmonized[one], composite[one], mask[one], radius=radius, feather=feather, detail=detail
                 )
-        return io.NodeOutput(checks.to_host(result), ui=host.warn(NODE, checks.doubts(mask)))
+                result[one] = recolor.mixed(composite[one], changed, amounts)
+        return io.NodeOutput(checks.to_host(result), ui=running.warn(NODE, doubts.of_mask(mask)))

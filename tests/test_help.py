@@ -4,30 +4,17 @@
 """
 
 import ast
-import json
 import re
-from pathlib import Path
 
 import pytest
+from help_pages import CHINESE, DOCS, LOCALES, NODES, ROOT, check_names, page
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "web" / "docs"
-WORDS = {
-    locale: json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text(encoding="utf-8"))
-    for locale in ("en", "zh")
-}
-NODES = sorted(WORDS["en"])
-# ComfyUI's page asks for <node>/<locale>.md, then for <node>.md.
-PAGES = [
-    (node, locale, DOCS / (f"{node}.md" if locale == "en" else f"{node}/{locale}.md"))
-    for node in NODES
-    for locale in WORDS
-]
+PAGES = [(node, locale) for node in NODES for locale in LOCALES]
 TROUBLE = {"en": "## When something goes wrong\n", "zh": "## 出现问题时\n"}
 LARGEST_PICTURE = 100_000  # bytes
 
-each_page = pytest.mark.parametrize("node, locale, path", PAGES, ids=[f"{node}-{locale}" for node, locale, _ in PAGES])
+each_page = pytest.mark.parametrize("node, locale", PAGES, ids=["-".join(names) for names in PAGES])
 
 
 def said_by_the_code() -> list[str]:
@@ -42,30 +29,18 @@ def said_by_the_code() -> list[str]:
     return texts
 
 
-def keys(words: dict, above: str = "") -> set[str]:
-    """The paths of all texts in nested dictionaries."""
-    found = set()
-    for key, value in words.items():
-        found |= keys(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}"}
-    return found
-
-
 def pictures(text: str) -> list[str]:
     return re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
 
 
-@each_page
-def test_a_page_names_its_node_and_every_input_and_output(node, locale, path):
-    text, words = path.read_text(encoding="utf-8"), WORDS[locale][node]
-    assert text.startswith(f"# {words['display_name']}\n")
-    slots = [*words["inputs"].values(), *words.get("outputs", {}).values()]
-    named = set(re.findall(r"`([^`]+)`", text))
-    assert {slot["name"] for slot in slots if "name" in slot} <= named
+@pytest.mark.parametrize("node", NODES)
+def test_a_page_names_its_node_and_every_input_and_output(node):
+    check_names(node, "zh", CHINESE[node])
 
 
 @each_page
-def test_a_page_has_pictures_that_are_there_and_small(node, locale, path):
-    found = pictures(path.read_text(encoding="utf-8"))
+def test_a_page_has_pictures_that_are_there_and_small(node, locale):
+    found = pictures(page(node, locale))
     assert found
     for name in found:
         # ComfyUI's page looks for the pictures of all pages in docs/ itself.
@@ -75,26 +50,22 @@ def test_a_page_has_pictures_that_are_there_and_small(node, locale, path):
 
 
 def test_every_picture_is_shown():
-    shown = {name for _, _, path in PAGES for name in pictures(path.read_text(encoding="utf-8"))}
-    assert {path.name for path in DOCS.iterdir() if path.is_file() and path.suffix != ".md"} == shown
+    shown = {name for node, locale in PAGES for name in pictures(page(node, locale))}
+    assert {path.name for path in DOCS.iterdir() if path.is_file()} == shown
 
 
 @each_page
-def test_the_messages_that_a_page_explains_are_those_of_the_code(node, locale, path):
-    trouble = path.read_text(encoding="utf-8").partition(TROUBLE[locale])[2]
+def test_the_messages_that_a_page_explains_are_those_of_the_code(node, locale):
+    trouble = page(node, locale).partition(TROUBLE[locale])[2]
     quoted = [words for words in re.findall(r"`([^`]+)`", trouble) if " " in words]
     assert quoted
     texts = said_by_the_code()
     assert not [words for words in quoted if not any(words in text for text in texts)]
 
 
-def test_the_translation_has_every_text_and_no_other():
-    assert keys(WORDS["zh"]) == keys(WORDS["en"])
-
-
 @pytest.mark.parametrize("node", NODES)
 def test_the_translation_is_chinese(node):
-    words = WORDS["zh"][node]
+    words = CHINESE[node]
     tooltips = [
         slot["tooltip"] for slot in (*words["inputs"].values(), *words.get("outputs", {}).values()) if "tooltip" in slot
     ]

@@ -1,6 +1,6 @@
 """diffusers' configs in the host's words: its network and VAE know these settings under other names.
 
-Pure functions, without ComfyUI. ValueError for a network that the host's own code does not build.
+Pure functions, without ComfyUI. InputError for a network that the host's own code does not build.
 """
 
 from ...diffharmony_models.checkpoint import configs as checkpoint_configs

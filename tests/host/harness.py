@@ -130,9 +130,13 @@ class Host:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def get(self, path: str):
+    def read(self, path: str) -> bytes:
+        """A file that the host serves."""
         with urllib.request.urlopen(self.address + path, timeout=60) as answer:
-            return json.loads(answer.read())
+            return answer.read()
+
+    def get(self, path: str):
+        return json.loads(self.read(path))
 
     def post(self, path: str, content: dict):
         data = json.dumps(content).encode()

@@ -1,14 +1,13 @@
 """What ComfyUI's page tells a user about the nodes, in English and in Chinese, and the blueprint."""
 
 import shutil
-import urllib.request
 
 import browser
 import graphs
 import pictures
 import pytest
 from harness import PACK, ROOT, Graph
-from test_help import DOCS, NODES, WORDS
+from help_pages import CHINESE, DOCS, LOCALES, NODES, check_names
 
 BLUEPRINT = ROOT / "subgraphs" / "Harmonize (DiffHarmony).json"
 WAIT = 60_000  # ms, for what the page shows at once on a machine that is not busy
@@ -89,49 +88,69 @@ def words_of(definition: dict) -> dict:
     return {**words, "outputs": outputs} if outputs else words
 
 
+def keys(words: dict, above: str = "") -> set[str]:
+    """The paths of all texts in nested dictionaries."""
+    found = set()
+    for key, value in words.items():
+        found |= keys(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}"}
+    return found
+
+
 def show_help(tab, node: str) -> None:
     tab.page.evaluate(_SELECT, node)
     tab.page.get_by_test_id("info-button").first.click(timeout=WAIT)
 
 
-def test_the_english_words_are_those_of_the_nodes(host):
-    assert WORDS["en"] == {node: words_of(host.get(f"/object_info/{node}")[node]) for node in NODES}
+@pytest.fixture(scope="module")
+def english(host) -> dict:
+    """The schemas' own words, which the page shows in English."""
+    return {node: words_of(host.get(f"/object_info/{node}")[node]) for node in NODES}
+
+
+def test_every_node_has_its_pages(host):
     ours = {name for name, definition in host.get("/object_info").items() if definition["category"] == "DiffHarmony"}
     assert ours == set(NODES)
 
 
-@pytest.mark.parametrize("locale", WORDS)
-def test_the_host_serves_the_translations(host, locale):
-    served = host.get("/i18n")[locale]["nodeDefs"]
-    assert {node: served[node] for node in NODES} == WORDS[locale]
+@pytest.mark.parametrize("node", NODES)
+def test_an_english_page_names_its_node_and_every_input_and_output(english, node):
+    check_names(node, "en", english[node])
+
+
+def test_the_translation_has_every_text_and_no_other(english):
+    assert keys(CHINESE) == keys(english)
+
+
+def test_the_host_serves_the_translation(host):
+    served = host.get("/i18n")["zh"]["nodeDefs"]
+    assert {node: served[node] for node in NODES} == CHINESE
 
 
 def test_the_host_serves_the_pages_and_pictures(host):
     files = [path for path in DOCS.rglob("*") if path.is_file()]
-    assert len(files) > 2 * len(NODES)
+    assert len(files) > len(LOCALES) * len(NODES)
     for path in files:
-        with urllib.request.urlopen(
-            f"{host.address}/extensions/{PACK}/docs/{path.relative_to(DOCS).as_posix()}"
-        ) as answer:
-            assert answer.read() == path.read_bytes()
+        place = path.relative_to(DOCS).as_posix()
+        assert host.read(f"/extensions/{PACK}/docs/{place}") == path.read_bytes()
 
 
-def test_the_help_panel_shows_the_page_of_every_node(tab):
+def test_the_help_panel_shows_the_page_of_every_node(tab, english):
     for node in NODES:
         show_help(tab, node)
         shown = tab.page.locator(".node-help-content")
-        shown.get_by_role("heading", name=WORDS["en"][node]["display_name"], exact=True).wait_for(timeout=WAIT)
+        shown.get_by_role("heading", name=english[node]["display_name"], exact=True).wait_for(timeout=WAIT)
         assert "When something goes wrong" in shown.inner_text()
         tab.page.wait_for_function(
             "(all) => { const found = [...document.querySelectorAll('.node-help-content img')]; return found.length && "
             "found.every((one) => one.naturalWidth) }",
             timeout=WAIT,
         )
+    assert not tab.errors  # a page that is not where it is looked for first is told in the console
 
 
 def test_the_nodes_and_their_help_in_chinese(chinese):
     for node in NODES:
-        labels, words = chinese.page.evaluate(_LABELS, node), WORDS["zh"][node]
+        labels, words = chinese.page.evaluate(_LABELS, node), CHINESE[node]
         assert labels["title"] == words["display_name"]
         shown = {**labels["widgets"], **labels["slots"]}
         assert {name: shown[name] for name in words["inputs"]} == {
@@ -140,7 +159,7 @@ def test_the_nodes_and_their_help_in_chinese(chinese):
         named = {place: slot["name"] for place, slot in words.get("outputs", {}).items() if "name" in slot}
         assert {place: labels["outputs"][int(place)] for place in named} == named
     show_help(chinese, "HarmonizeLatent")
-    title = WORDS["zh"]["HarmonizeLatent"]["display_name"]
+    title = CHINESE["HarmonizeLatent"]["display_name"]
     chinese.page.locator(".node-help-content").get_by_role("heading", name=title, exact=True).wait_for(timeout=WAIT)
 
 

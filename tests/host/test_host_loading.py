@@ -40,7 +40,11 @@ NODES = {
         [],
         ["IMAGE"],
     ),
-    "TransferToFullResolution": (["harmonized", "composite", "mask", "radius", "detail", "feather"], [], ["IMAGE"]),
+    "TransferToFullResolution": (
+        ["harmonized", "composite", "mask", "radius", "detail", "feather"],
+        ["strength", "light", "color"],
+        ["IMAGE"],
+    ),
     "DiffHarmonyConditioning": (
         ["vae", "null_text", "composite", "mask", "resolution", "shape"],
         [],
