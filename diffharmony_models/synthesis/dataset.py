@@ -34,6 +34,7 @@ from PIL import Image
 from ..errors import InputError, disk_full, reason
 from ..files import images
 from ..files.iharmony import COMPOSITES, MASKS, REALS
+from ..files.opening import opened
 from ..numbers import real, whole
 from . import composites
 from .regions import segment
@@ -584,7 +585,7 @@ def _comment(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        with images.opened(path) as file:
+        with opened(path) as file:
             row = json.loads(file.info["comment"])
             own = row["composite"] == "/".join(path.parts[-3:])
             return row if own and {name: type(row[name]) for name in ROW} == ROW else None

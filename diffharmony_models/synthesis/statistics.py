@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..files import iharmony, images
+from ..files import decoding, iharmony
 from . import looks, sources
 
 SIDE = 256  # pictures are looked at in a square of this side, as they are measured
@@ -109,7 +109,7 @@ def _groups(dataset: Path, list_file: str, by_kind: bool) -> dict[str, list[Pair
 def _measured(triple: iharmony.Triple) -> Pair | None:
     """None for a pair without a foreground, or without a background."""
     composite, real = (_colors(path) for path in (triple.composite, triple.real))
-    mask = images.open_mask(triple.mask).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    mask = decoding.open_mask(triple.mask).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     inside = np.asarray(mask) >= 128
     if not inside.any() or inside.all():
         return None
@@ -127,7 +127,7 @@ def _measured(triple: iharmony.Triple) -> Pair | None:
 
 def _colors(path: Path) -> np.ndarray:
     """[256, 256, 3] in [0, 1]."""
-    picture = images.open_picture(path, SIDE).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    picture = decoding.open_picture(path, SIDE).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.asarray(picture, np.float32) / 255
 
 

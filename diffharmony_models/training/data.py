@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import InputError
-from ..files import iharmony, images
+from ..files import decoding, iharmony
 from ..synthesis import composites, sources
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class Photos:
         return len(self.paths)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        image = images.open_picture(self.paths[index])
+        image = decoding.open_picture(self.paths[index])
         # Near the size that stage 1 sees: a short side of 256.
         scale = max(self.size / min(image.size), rng.uniform(0.5, 1.2) * 256 / min(image.size))
         width, height = (max(self.size, round(side * scale)) for side in image.size)
@@ -203,9 +203,9 @@ class Pairs:
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         triple = self.triples[index]
         composite, real, mask = (
-            images.open_picture(triple.composite),
-            images.open_picture(triple.real),
-            images.open_mask(triple.mask),
+            decoding.open_picture(triple.composite),
+            decoding.open_picture(triple.real),
+            decoding.open_mask(triple.mask),
         )
         for path, picture in ((triple.real, real), (triple.mask, mask)):
             check_proportions(path, picture.size, triple.composite, composite.size)
@@ -255,7 +255,7 @@ class Foregrounds:
             if foreground in seen or triple.subset in held_out:
                 continue
             seen.add(foreground)
-            photo, mask = images.open_picture(path, kept), images.open_mask(triple.mask)
+            photo, mask = decoding.open_picture(path, kept), decoding.open_mask(triple.mask)
             check_proportions(triple.mask, mask.size, path, photo.size)
             mask = mask.resize((kept, kept), Image.Resampling.BILINEAR)
             if not mask.getbbox():
