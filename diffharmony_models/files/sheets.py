@@ -38,6 +38,16 @@ def comparison_sheet(
     return to_tensor(sheet)
 
 
+def grid(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Pictures of one size without labels, one row a sample: [3, H, W] in [0, 1], for `write_image`.
+
+    columns: [N, 1 or 3, h, w] each; values beyond [0, 1] are cut off.
+    """
+    pictures = [column.detach().float().cpu().expand(-1, 3, -1, -1) for column in columns]
+    rows = torch.cat(pictures, dim=3)  # N, 3, h, w * columns
+    return torch.cat(list(rows), dim=1).clamp(0, 1)  # 3, h * N, w * columns
+
+
 def _fit(image: torch.Tensor, side: int) -> Image.Image:
     pixels = to_bytes(image)
     picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).convert("RGB")
