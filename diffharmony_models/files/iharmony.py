@@ -35,7 +35,7 @@ def located(given: Path, default: str) -> tuple[Path, str]:
     """(folder, name of the list) of a data set, given as its folder, whose list is then `default`, or as a list in
     it.
     """
-    return (given.parent, given.name) if given.is_file() else (given, default)
+    return (given.parent, given.name) if os.path.isfile(given) else (given, default)
 
 
 def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]:
