@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffharmony_models.errors import InputError
+from diffharmony_models.training import state as state_file
 from diffharmony_models.training.state import FILE, State
 
 
@@ -98,6 +100,20 @@ def test_what_had_no_gradient_is_kept_too(tmp_path):
     step(state), step(other)
     first, second = everything(state), everything(other)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_built_on_other_weights_is_not_gone_on_with(tmp_path):
+    own, other = (state_file.digest({"w": torch.full((2,), value)}) for value in (1.0, 2.0))
+    for made_of in ({"VAE": own}, {"VAE": other}, {}):
+        state = trained(steps=1)
+        state.made_of = made_of
+        if not list(tmp_path.iterdir()):
+            state.save(tmp_path, 3)
+        if made_of.get("VAE") != other:
+            state.load(tmp_path, 3)
+            continue
+        with pytest.raises(InputError, match=f"was made with VAE {own}, this run has {other}"):
+            state.load(tmp_path, 3)
 
 
 def changed(change):
