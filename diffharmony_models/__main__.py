@@ -27,13 +27,13 @@ COMMANDS = {
     "convert": ("__main__", "make one weight file of a published folder, or of another file"),
     "evaluate": ("evaluation.scoring", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
     "benchmark": ("benchmark.runs", "time and memory on this machine"),
-    "make-composites": ("synthesis.dataset", "build training pairs from photos and masks"),
-    "statistics": ("synthesis.statistics", "say what the pairs of data sets are like, side by side"),
-    "train-color-regressor": ("training.color_regressor", "train the network that says how colours must change"),
-    "train-autoencoder": ("training.autoencoder", "train the VAE"),
-    "train-harmony-vae": ("training.harmony_vae", "train the Harmony-VAE from a VAE"),
-    "train-harmonizer": ("training.harmonizer", "train stage 1, the latent diffusion UNet"),
-    "train-refiner": ("training.refiner", "train stage 2, the refinement UNet"),
+    "make-composites": ("cli.make_composites", "build training pairs from photos and masks"),
+    "statistics": ("cli.statistics", "say what the pairs of data sets are like, side by side"),
+    "train-color-regressor": ("cli.train.color_regressor", "train the network that says how colours must change"),
+    "train-autoencoder": ("cli.train.autoencoder", "train the VAE"),
+    "train-harmony-vae": ("cli.train.harmony_vae", "train the Harmony-VAE from a VAE"),
+    "train-harmonizer": ("cli.train.harmonizer", "train stage 1, the latent diffusion UNet"),
+    "train-refiner": ("cli.train.refiner", "train stage 2, the refinement UNet"),
 }
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from . import geometry
 from .errors import InputError
-from .networks.color_regressor import LUMA, ColorChange, ColorRegressor, monomials
+from .luma import LUMA
+from .networks.color_regressor import ColorChange, ColorRegressor, monomials
 
 FRAMES = ("each alone", "one change for all", "smoothed")
 STRIP = 1 << 18  # pixels that are changed at once: what they need stays in the processor's cache

@@ -202,8 +202,8 @@ def test_the_bundled_checkpoint_is_there_and_small():
 
 
 def test_pictures_are_opened_in_one_place():
-    """`images.opened` checks what comes; who opens a file with Pillow otherwise goes round it."""
+    """`opening.opened` checks what comes; who opens a file with Pillow otherwise goes round it."""
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert ("Image.open" in calls) == (path.name == "images.py"), path
+        assert ("Image.open" in calls) == (path.name == "opening.py"), path

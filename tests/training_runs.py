@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -75,7 +77,7 @@ def color_regressor(dataset: Path, *more: object, **run) -> list[str]:
 
 
 def harmonizer(dataset: Path, vae: Path, *more: object, **run) -> list[str]:
-    settings = {"size": 64, "widths": WIDTHS, "prediction_type": "v_prediction", "sampler_share": 0.5}
+    settings = {"size": 64, "widths": WIDTHS, "prediction_type": "v_prediction", "objective": "sampler"}
     return command("train-harmonizer", dataset, "--vae", vae, *more, **{**settings, **run})
 
 
@@ -83,6 +85,16 @@ def refiner(dataset: Path, stage1: Path, *more: object, **run) -> list[str]:
     return command(
         "train-refiner", dataset, "--from", stage1, *more, **{"size": 64, "widths": WIDTHS, "layers": 1, **run}
     )
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The one line with which a run ends."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    lines = [line for line in lines if not re.search(r"\d/\d+ \[|^note: |^$", line)]  # but for bars and notes
+    assert len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < 600, lines
+    return lines[0]
 
 
 def losses(output: Path) -> list[tuple[int, float]]:

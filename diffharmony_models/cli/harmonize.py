@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .. import geometry, recolor
 from ..errors import InputError, disk_full, printable, reason
-from ..files import images
+from ..files import images, sheets
 from ..numbers import real, whole
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ def sheet(
             ("harmonized", small),
             (ending if args.paper else "colours carried to the original", refined),
         ]
-    return images.comparison_sheet([panels] if height > width else [panels[:2], panels[2:]], SHEET_SIDE, title)
+    return sheets.comparison_sheet([panels] if height > width else [panels[:2], panels[2:]], SHEET_SIDE, title)
 
 
 def _run_engine(

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..files import images, writing
+from ..files import images, sheets, writing
 
 MEASURES = {"psnr": ("PSNR", 2), "mse": ("MSE", 2), "fmse": ("fMSE", 2), "ssim": ("SSIM", 4), "fssim": ("fSSIM", 4)}
 """A score's fields, with their name and the digits after the point in tables."""
@@ -147,7 +147,7 @@ class Report:
         if self._worst:
             worst = [row for _, _, row in sorted(self._worst, reverse=True)]
             title = f"The {len(worst)} worst by fMSE of {self.ranked_by}; each with its PSNR and fMSE"
-            images.write_image(sheet, images.comparison_sheet(worst, side=256, title=title))
+            images.write_image(sheet, sheets.comparison_sheet(worst, side=256, title=title))
         else:
             stale.append(sheet)
         for path in stale:  # those of an earlier run would belong to other tables

@@ -31,6 +31,13 @@ class Triple(NamedTuple):
     subset: str
 
 
+def located(given: Path, default: str) -> tuple[Path, str]:
+    """(folder, name of the list) of a data set, given as its folder, whose list is then `default`, or as a list in
+    it.
+    """
+    return (given.parent, given.name) if os.path.isfile(given) else (given, default)
+
+
 def pairs(root: str | os.PathLike, list_file: str | os.PathLike) -> list[Triple]:
     """The pairs that a list names, in its order.
 

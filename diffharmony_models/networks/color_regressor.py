@@ -32,7 +32,6 @@ MONOMIALS = 10  # 1, r, g, b, r², g², b², rg, rb, gb
 LOCAL = 6  # a gain and an offset for each channel
 BINS = 8  # of the colour histograms
 HEAD_WIDTH = 32  # of the attention
-LUMA = (0.299, 0.587, 0.114)
 
 
 class ColorChange(NamedTuple):

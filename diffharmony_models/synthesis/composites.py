@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..luma import LUMA
 from . import looks
 
 KINDS = ("look", "retouch", "transfer", "dull", "none")
@@ -194,7 +195,7 @@ def jpeg_like(image: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     order = torch.arange(8, device=device, dtype=torch.float32)
     basis = torch.cos((2 * order[None] + 1) * order[:, None] * torch.pi / 16) * 0.5
     basis[0] = 8**-0.5
-    to_ycc = torch.tensor([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]], device=device)
+    to_ycc = torch.tensor([LUMA, [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]], device=device)
     table = (
         torch.tensor(_TABLE, device=device, dtype=torch.float32)
         * torch.tensor([1.0, 2.0, 2.0], device=device)[:, None, None]

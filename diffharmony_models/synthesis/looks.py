@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-LUMA = (0.299, 0.587, 0.114)
+from ..luma import LUMA
+
 GAMMA = 2.2
 SHOULDER = 1.6  # the encoded value that a film shoulder maps to white
 

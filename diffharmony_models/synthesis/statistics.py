@@ -1,6 +1,5 @@
-"""`statistics`: what the pairs of a data set are like, as a table, so that made pairs can be held against real ones."""
+"""What the pairs of a data set are like, as a table, so that made pairs can be held against real ones."""
 
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,12 +7,12 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..files import iharmony, images
-from . import looks, sources
+from ..files import decoding, iharmony
+from ..luma import LUMA
+from . import sources
 
 SIDE = 256  # pictures are looked at in a square of this side, as they are measured
 FAINT = 0.1  # of the logarithm of the saturation: less than a tenth is neither up nor down
-LUMA = np.array(looks.LUMA, np.float32)
 COLUMNS = (
     "pairs",
     "composite: foreground - background",
@@ -45,22 +44,6 @@ class Pair(NamedTuple):
     share: float
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="iHarmony4-shaped data sets")
-    parser.add_argument("--list", default="IHD_test.txt", help="the list of composites in each (default %(default)s)")
-    parser.add_argument("--by-kind", action="store_true", help="a row for each kind of composite that a manifest names")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints the table as Markdown."""
-    print("| | " + " | ".join(COLUMNS) + " |")
-    print("|---|" + "---:|" * len(COLUMNS))
-    for dataset in args.datasets:
-        for name, pairs in _groups(dataset, args.list, args.by_kind).items():
-            print(f"| {name} | " + " | ".join(row(pairs)) + " |")
-    return 0
-
-
 def row(pairs: list[Pair]) -> list[str]:
     """The cells of one row, in the order of `COLUMNS`."""
     pasted, true, background = (np.stack([getattr(pair, name) for pair in pairs]) for name in Pair._fields[:3])
@@ -90,26 +73,34 @@ def row(pairs: list[Pair]) -> list[str]:
     ]
 
 
-def _groups(dataset: Path, list_file: str, by_kind: bool) -> dict[str, list[Pair]]:
-    """The pairs by the name of their row: the data set's, or its and the kind's."""
-    kinds = sources.read_manifest(dataset) if by_kind else {}
-    groups: dict[str, list[Pair]] = {}
+def groups(dataset: Path, list_file: str) -> dict[str, list[Pair]]:
+    """The pairs of a data set by the name of their row: the data set's own and, where its manifest names kinds of
+    composites, one more for each kind.
+
+    Raises:
+        InputError: no such data set or list, a bad picture, or no pair with a foreground and a background.
+    """
+    manifest = sources.read_manifest(dataset)
+    name = dataset.name or str(dataset)
+    every: list[Pair] = []
+    kinds: dict[str, list[Pair]] = {}
     for triple in iharmony.pairs(dataset, list_file):
         pair = _measured(triple)
         if pair is None:
             continue
-        origin = kinds.get(triple.composite.relative_to(dataset).as_posix())
-        name = dataset.name or str(dataset)
-        groups.setdefault(f"{name}, {origin.kind}" if origin and origin.kind else name, []).append(pair)
-    if not groups:
+        every.append(pair)
+        origin = manifest.get(triple.composite.relative_to(dataset).as_posix())
+        if origin and origin.kind:
+            kinds.setdefault(f"{name}, {origin.kind}", []).append(pair)
+    if not every:
         raise InputError(f"No pair of {dataset} has a foreground and a background; check its masks.")
-    return dict(sorted(groups.items()))
+    return {name: every, **dict(sorted(kinds.items()))}
 
 
 def _measured(triple: iharmony.Triple) -> Pair | None:
     """None for a pair without a foreground, or without a background."""
     composite, real = (_colors(path) for path in (triple.composite, triple.real))
-    mask = images.open_mask(triple.mask).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    mask = decoding.open_mask(triple.mask).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     inside = np.asarray(mask) >= 128
     if not inside.any() or inside.all():
         return None
@@ -127,10 +118,10 @@ def _measured(triple: iharmony.Triple) -> Pair | None:
 
 def _colors(path: Path) -> np.ndarray:
     """[256, 256, 3] in [0, 1]."""
-    picture = images.open_picture(path, SIDE).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    picture = decoding.open_picture(path, SIDE).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.asarray(picture, np.float32) / 255
 
 
 def _chroma(pixels: np.ndarray) -> float:
     """How far colours [N, 3] are from their greys, in the mean."""
-    return float(np.abs(pixels - (pixels @ LUMA)[:, None]).mean())
+    return float(np.abs(pixels - (pixels @ np.array(LUMA, np.float32))[:, None]).mean())

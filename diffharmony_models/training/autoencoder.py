@@ -1,6 +1,5 @@
-"""`train-autoencoder`: a small f8 VAE from nothing, or the fine-tuning of a given one."""
+"""The autoencoder: a small f8 VAE from nothing, or the fine-tuning of a given one."""
 
-import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,14 @@ import torch.nn.functional as F
 from .. import checkpoint
 from ..errors import InputError
 from ..numbers import real, whole
-from . import data, loop, recipe, sheets
+from . import data, loop, recipe, state
+from .initialization import block_means
 
 SCALING_FACTOR = 0.18215
 # Added under the root of a sample's mean squared error, so that a perfect sample's slope stays finite.
 ROOT_FLOOR = 1e-5
+KL_WEIGHT = 1e-6
+COLOR_WEIGHT = 0.5  # of the L1 between 8 times reduced pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,36 +34,28 @@ class Settings(recipe.Settings):
     groups: int = recipe.number(8, whole(1, 1024), "normalisation groups")
     layers: int = recipe.number(1, whole(1, 16), "residual layers a level")
     size: int = recipe.number(128, whole(16, 2048, multiple_of=8), "side of the crops, a multiple of 8")
-    kl_weight: float = recipe.number(1e-6, real(0, 1e6), "weight of the KL term")
-    color_weight: float = recipe.number(1.0, real(0, 1e6), "weight of the L1 between 8 times reduced pictures")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "photos",
-        type=Path,
-        nargs="+",
-        help="what make-composites wrote (its test photos are left out, also of the other sources), folders of photos, "
-        "index files (.jsonl)",
-    )
-    parser.add_argument(
-        "--from", dest="start", type=Path, help="checkpoint whose VAE is trained on (default: a new one)"
-    )
-    loop.add_arguments(parser, Settings, "size")
+def train(given: list[Path], output: Path, settings: Settings, *, start: Path | None = None) -> None:
+    """Trains and writes `output`/vae.safetensors.
 
+    Args:
+        given: data sets, folders of photos and index files, as for `data.training_photos`.
+        start: checkpoint whose VAE is trained on; None: a new one.
 
-def run(args: argparse.Namespace) -> None:
-    """Trains and writes OUTPUT/vae.safetensors."""
-    settings = recipe.settle(Settings, "autoencoder", args)
+    Raises:
+        InputError: inputs or settings that do not fit, or what `loop.train` refuses.
+    """
     loop.seeded(settings)
     groups, widths = settings.groups, settings.widths
-    if not args.start and (4 * groups > min(widths) or any(width % groups for width in widths)):
+    if not start and (4 * groups > min(widths) or any(width % groups for width in widths)):
         raise InputError(
             f"The recipe's groups ({groups}) do not fit its widths {list(widths)}: every width must be a multiple of "
             "them, at least four times as much."
         )
-    paths = data.training_photos(args.photos)
-    vae = start(args.start) if args.start else _new(settings)
+    paths = data.training_photos(given)
+    vae = started(start) if start else _new(settings)
+    made_of = {"weights of --from": state.digest(vae.state_dict()) if start else "none"}
     photos = data.Photos(paths, settings.size)
 
     def loss(
@@ -71,34 +65,25 @@ def run(args: argparse.Namespace) -> None:
         decoded, mean, log_variance = model(target, generator=generator)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
         error = (decoded.float() - target).square().mean(dim=(1, 2, 3))
-        value = (
-            (error + ROOT_FLOOR).sqrt().mean()
-            + settings.color_weight * color_loss(decoded, target)
-            + settings.kl_weight * kl
-        )
+        value = (error + ROOT_FLOOR).sqrt().mean() + COLOR_WEIGHT * color_loss(decoded, target) + KL_WEIGHT * kl
         return value, {"kl": kl, "psnr": -10 * torch.log10(error / 4).mean()}
 
-    fixed = torch.stack(
-        [
-            photos.get(i, np.random.default_rng((17, i)))["image"]
-            for i in range(0, len(photos), max(1, len(photos) // 8))
-        ][:8]
-    )
+    fixed = data.shown(photos, 8)["image"]
 
-    def sample(model: torch.nn.Module, step: int) -> None:
-        with torch.no_grad():
-            decoded = model.decode_mode(fixed.to(next(model.parameters()).device) * 2 - 1)
-        sheets.save([fixed, decoded.cpu() / 2 + 0.5], args.output / "samples" / f"{step:07d}.jpg")
+    def sample(model: torch.nn.Module) -> list[torch.Tensor]:
+        decoded = model.decode_mode(fixed.to(next(model.parameters()).device) * 2 - 1)
+        return [fixed, decoded / 2 + 0.5]
 
     def export(model: torch.nn.Module) -> None:
+        number = min(512, len(photos))
         normalize_latents(
-            model.vae, (photos.get(i, np.random.default_rng((17, i)))["image"] for i in range(min(512, len(photos))))
+            model.vae, (photos.get(index, np.random.default_rng((17, index)))["image"] for index in range(number))
         )
         part = checkpoint.Part(config=dict(model.vae.config), state=model.vae.state_dict())
-        checkpoint.write(checkpoint.Checkpoint(name="vae", vae=part), args.output / "vae.safetensors")
+        checkpoint.write(checkpoint.Checkpoint(name="vae", vae=part), output / "vae.safetensors")
 
     vae.to(memory_format=torch.channels_last)
-    loop.train(settings, args.output, Autoencoder(vae), photos, loss, export=export, sample=sample)
+    loop.train(settings, output, Autoencoder(vae), photos, loss, export=export, sample=sample, made_of=made_of)
 
 
 class Autoencoder(torch.nn.Module):
@@ -124,7 +109,7 @@ def color_loss(decoded: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(decoded - target, 8).abs().mean()
 
 
-def start(path: Path) -> torch.nn.Module:
+def started(path: Path) -> torch.nn.Module:
     """The VAE that a training starts from."""
     part = checkpoint.read(path).vae
     if part is None:
@@ -147,79 +132,6 @@ def _new(settings: Settings) -> torch.nn.Module:
     )
     block_means(vae)
     return vae
-
-
-# Channels that carry red, green, blue through a new VAE, and constants ±ANCHOR in the same normalisation groups: they
-# dominate a group's variance, so that a normalisation hardly touches the colours beside them.
-COLORS, HIGH, LOW, ANCHOR = (0, 1, 4), (2, 5), (3, 6), 4.0
-LIFT = 2.0  # added before a SiLU: there it is all but linear, with slope
-SLOPE = 1.09
-
-
-@torch.no_grad()
-def block_means(vae: torch.nn.Module) -> None:
-    """Starts a new VAE, in place, as the codec that keeps each 8×8 block's mean colour in its first three latents.
-
-    From random weights a small VAE spends thousands of steps on brightness alone before it finds colour, which is what
-    harmonization is about. Every residual branch begins at zero, the colours pass along the skip paths, and all the
-    other channels are random as usual.
-    """
-    carried = [*COLORS, *HIGH, *LOW]
-
-    def pass_on(conv: torch.nn.Conv2d, kernel: torch.Tensor | float) -> None:
-        conv.weight[:, [*HIGH, *LOW]] = 0
-        conv.weight[carried] = 0
-        conv.bias[carried] = 0
-        for channel in carried:
-            conv.weight[channel, channel] = kernel
-
-    def anchored(conv: torch.nn.Conv2d, gain: float) -> None:
-        conv.weight[carried] = 0
-        conv.bias[carried] = 0
-        for source, channel in enumerate(COLORS):
-            conv.weight[channel, source, 1, 1] = gain
-        conv.bias[list(HIGH)], conv.bias[list(LOW)] = ANCHOR, -ANCHOR
-
-    center, mean = torch.zeros(3, 3), torch.zeros(3, 3)
-    center[1, 1], mean[:2, :2] = 1.0, 0.25
-    for coder in (vae.encoder, vae.decoder):
-        for name, module in coder.named_modules():
-            if name.endswith("conv2") or name.endswith("to_out.0"):
-                module.weight.zero_()
-                module.bias.zero_()
-            elif name.endswith("conv_shortcut"):
-                pass_on(module, 1.0)
-            elif name.endswith("downsamplers.0.conv"):
-                pass_on(module, mean)
-            elif name.endswith("upsamplers.0.conv"):
-                pass_on(module, center)
-        coder.conv_norm_out.bias[carried] = LIFT
-        coder.conv_out.bias.zero_()
-    lifted = LIFT * torch.sigmoid(torch.tensor(LIFT))
-    groups = vae.config.norm_num_groups
-    spread = (
-        ANCHOR * (4 * groups / vae.config.block_out_channels[-1]) ** 0.5
-    )  # a deviation of the encoder's first group
-    anchored(vae.encoder.conv_in, 1.0)
-    for latent, channel in enumerate(COLORS):
-        vae.encoder.conv_out.weight[latent] = 0
-        vae.encoder.conv_out.weight[latent, channel, 1, 1] = spread / SLOPE
-        vae.encoder.conv_out.bias[latent] = -lifted * spread / SLOPE
-    vae.quant_conv.weight.copy_(torch.eye(8)[:, :, None, None])
-    vae.quant_conv.bias.zero_()
-    vae.quant_conv.weight[4:] = 0
-    vae.quant_conv.bias[4:] = -6.0
-    vae.post_quant_conv.weight.copy_(torch.eye(4)[:, :, None, None])
-    vae.post_quant_conv.bias.zero_()
-    anchored(vae.decoder.conv_in, 1.0)
-    spread = ANCHOR * (2 * groups / vae.config.block_out_channels[0]) ** 0.5
-    high = torch.tensor(ANCHOR / spread + LIFT)
-    vae.decoder.conv_out.weight *= 0.1
-    for color, (channel, anchor) in enumerate(zip(COLORS, (HIGH[0], HIGH[0], HIGH[1]))):
-        vae.decoder.conv_out.weight[color] *= 0
-        vae.decoder.conv_out.weight[color, channel, 1, 1] = spread / SLOPE
-        vae.decoder.conv_out.weight[color, anchor, 1, 1] = -spread / SLOPE
-        vae.decoder.conv_out.bias[color] = spread / SLOPE * (high * torch.sigmoid(high) - lifted)
 
 
 @torch.no_grad()

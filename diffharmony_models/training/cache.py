@@ -1,6 +1,5 @@
 """What a frozen network makes of the data, computed once before a training and kept in one file beside the run."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,14 +51,6 @@ class Cached:
         return {
             name: value.float() / 255 if value.dtype == torch.uint8 else value.float() for name, value in found.items()
         }
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """A digest of a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _expected(

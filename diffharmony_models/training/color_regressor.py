@@ -1,15 +1,13 @@
-"""`train-color-regressor`: the network that says how a foreground's colours must change.
+"""The colour regressor: the network that says how a foreground's colours must change.
 
 Composites are made anew for every sample (`synthesis.composites`): no composite is seen twice, so none is learned by
 heart.
 """
 
-import argparse
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .. import checkpoint
@@ -17,7 +15,7 @@ from ..errors import InputError
 from ..networks import color_regressor as network
 from ..numbers import real, whole
 from ..synthesis import composites
-from . import data, loop, recipe, sheets
+from . import data, loop, recipe
 
 # Added under the root of a sample's mean squared error: (2.5 / 255)², an error that nobody sees.
 ROOT_FLOOR = 1e-4
@@ -36,15 +34,12 @@ class Settings(recipe.Settings):
     gain: float = recipe.number(1.0, real(0.1, 3), "share of the predicted change that is made when it is used")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="what make-composites wrote: its photos and masks are used")
-    parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="list in it (default %(default)s)")
-    loop.add_arguments(parser, Settings, "size")
+def train(dataset: Path, list_file: str, output: Path, settings: Settings) -> None:
+    """Trains and writes `output`/color_regressor.safetensors.
 
-
-def run(args: argparse.Namespace) -> None:
-    """Trains and writes OUTPUT/color_regressor.safetensors."""
-    settings = recipe.settle(Settings, "color_regressor", args)
+    dataset: iHarmony4-shaped, with the list `list_file`. InputError for inputs that do not fit and for what
+    `loop.train` refuses.
+    """
     loop.seeded(settings)
     model = network.ColorRegressor(size=settings.size)
     network.load_pretrained(model.backbone, pretrained())
@@ -53,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         # Depthwise filters are a tenth of the weights and half of the time of a backward pass on a CPU.
         parameter.requires_grad_(stage >= FROZEN and "depthwise" not in name)
     model.to(memory_format=torch.channels_last)
-    samples = data.Foregrounds(args.dataset, args.list, settings.size, settings.hold_out)
+    samples = data.Foregrounds(dataset, list_file, settings.size, settings.hold_out)
 
     def loss(
         model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
@@ -68,29 +63,23 @@ def run(args: argparse.Namespace) -> None:
         value = (error + ROOT_FLOOR).sqrt() + SQUARE_WEIGHT * error
         return value.mean(), {"fmse_ratio": error.mean() / before.mean(), "gain_db": gain}
 
-    shown = [samples.get(index, np.random.default_rng((17, index))) for index in range(12)]
+    fixed = data.shown(samples, 12)
 
-    def sample(model: torch.nn.Module, step: int) -> None:
+    def sample(model: torch.nn.Module) -> list[torch.Tensor]:
         device = next(model.parameters()).device
-        batch = {name: torch.stack([item[name] for item in shown]).to(device) for name in shown[0]}
-        pair = made(batch, torch.Generator(device).manual_seed(17))
-        with torch.no_grad():
-            result = network.apply_change(pair.composite, model(pair.composite, pair.mask)).clamp(0, 1)
-        result = torch.lerp(pair.composite, result, pair.mask)
-        sheets.save(
-            [image.cpu() for image in (pair.composite, pair.mask, result, pair.real)],
-            args.output / "samples" / f"{step:07d}.jpg",
-        )
+        pair = made({name: value.to(device) for name, value in fixed.items()}, torch.Generator(device).manual_seed(17))
+        result = network.apply_change(pair.composite, model(pair.composite, pair.mask)).clamp(0, 1)
+        return [pair.composite, pair.mask, torch.lerp(pair.composite, result, pair.mask), pair.real]
 
     def export(model: torch.nn.Module) -> None:
         config = {**model.config, "size": settings.run_size, "gain": settings.gain}
         part = checkpoint.Part(config=config, state=model.state_dict())
         checkpoint.write(
-            checkpoint.Checkpoint(name=args.output.name, color_regressor=part),
-            args.output / "color_regressor.safetensors",
+            checkpoint.Checkpoint(name=output.name, color_regressor=part),
+            output / "color_regressor.safetensors",
         )
 
-    loop.train(settings, args.output, model, samples, loss, export=export, sample=sample)
+    loop.train(settings, output, model, samples, loss, export=export, sample=sample)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import InputError
-from ..files import iharmony, images
+from ..files import decoding, iharmony, images
 from ..synthesis import composites, sources
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,13 @@ def _origin(triple: iharmony.Triple, root: Path, manifest: dict[str, sources.Ori
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """RGB or L picture as float32 [C, H, W] in [0, 1]."""
-    array = np.asarray(image, dtype=np.float32) / 255
-    return torch.from_numpy(np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)))
+    return images.to_tensor(image)[0]
+
+
+def shown(samples: Samples, count: int) -> dict[str, torch.Tensor]:
+    """A batch of at most so many samples, evenly spread and always the same: what sample sheets are made of."""
+    places = range(0, len(samples), max(1, len(samples) // count))[:count]
+    return default_collate([samples.get(place, np.random.default_rng((17, place))) for place in places])
 
 
 def random_box(
@@ -159,7 +164,7 @@ class Photos:
         return len(self.paths)
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        image = images.open_picture(self.paths[index])
+        image = decoding.open_picture(self.paths[index])
         # Near the size that stage 1 sees: a short side of 256.
         scale = max(self.size / min(image.size), rng.uniform(0.5, 1.2) * 256 / min(image.size))
         width, height = (max(self.size, round(side * scale)) for side in image.size)
@@ -185,17 +190,16 @@ class Photos:
 class Pairs:
     """Composite, real picture and mask of an iHarmony4-shaped data set, augmented as in the paper.
 
-        Random resized crop (scale 0.5 to 1, ratio 3/4 to 4/3; drawn again, 5 times at most, while the mask covers less
-        than 1 %) and
-    horizontal flip. A `limit` takes that many pairs, evenly spread over the list. Gives {"composite", "real": [3, size,
-    size] in [0, 1], "mask": [1, size, size] in {0, 1}}.
+    Random resized crop (scale 0.5 to 1, ratio 3/4 to 4/3; drawn again, 5 times at most, while the mask covers less than
+    1 %) and horizontal flip. A `limit` takes that many pairs, evenly spread over the list. Gives {"composite", "real":
+    [3, size, size] in [0, 1], "mask": [1, size, size] in {0, 1}}.
     """
 
-    def __init__(self, root: Path, list_file: Path, size: int, augment: bool = True, limit: int = 0):
+    def __init__(self, root: Path, list_file: str | Path, size: int, limit: int = 0):
         self.triples = iharmony.pairs(root, list_file)
         if limit:
             self.triples = self.triples[:: max(1, len(self.triples) // limit)][:limit]
-        self.size, self.augment = size, augment
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.triples)
@@ -203,9 +207,9 @@ class Pairs:
     def get(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         triple = self.triples[index]
         composite, real, mask = (
-            images.open_picture(triple.composite),
-            images.open_picture(triple.real),
-            images.open_mask(triple.mask),
+            decoding.open_picture(triple.composite),
+            decoding.open_picture(triple.real),
+            decoding.open_mask(triple.mask),
         )
         for path, picture in ((triple.real, real), (triple.mask, mask)):
             check_proportions(path, picture.size, triple.composite, composite.size)
@@ -213,15 +217,13 @@ class Pairs:
             picture if picture.size == composite.size else picture.resize(composite.size, Image.Resampling.BILINEAR)
             for picture in (real, mask)
         )
-        box, size = (0, 0, *composite.size), (self.size, self.size)
-        if self.augment:
-            box = _crop(mask, self.size, rng)
+        box, size = _crop(mask, self.size, rng), (self.size, self.size)
         sample = {
             "composite": to_tensor(composite.resize(size, Image.Resampling.BILINEAR, box=box)),
             "real": to_tensor(real.resize(size, Image.Resampling.BILINEAR, box=box)),
             "mask": (to_tensor(mask.resize(size, Image.Resampling.BILINEAR, box=box)) >= 0.5).float(),
         }
-        if self.augment and rng.random() < 0.5:
+        if rng.random() < 0.5:
             sample = {name: value.flip(-1) for name, value in sample.items()}
         return sample
 
@@ -238,7 +240,7 @@ class Foregrounds:
         held_out: subsets that are left out.
     """
 
-    def __init__(self, root: Path, list_file: Path, size: int, held_out: Sequence[str] = ()):
+    def __init__(self, root: Path, list_file: str | Path, size: int, held_out: Sequence[str] = ()):
         kept = int(size * MARGIN)
         unknown = set(held_out)
         self.size = size
@@ -255,7 +257,7 @@ class Foregrounds:
             if foreground in seen or triple.subset in held_out:
                 continue
             seen.add(foreground)
-            photo, mask = images.open_picture(path, kept), images.open_mask(triple.mask)
+            photo, mask = decoding.open_picture(path, kept), decoding.open_mask(triple.mask)
             check_proportions(triple.mask, mask.size, path, photo.size)
             mask = mask.resize((kept, kept), Image.Resampling.BILINEAR)
             if not mask.getbbox():

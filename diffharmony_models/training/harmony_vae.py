@@ -1,15 +1,13 @@
-"""`train-harmony-vae`: the Harmony-VAE, which takes detail from the composite while it decodes, from a VAE."""
+"""The Harmony-VAE, which takes detail from the composite while it decodes, from a VAE."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .. import checkpoint
 from ..numbers import real, whole
-from . import autoencoder, data, loop, recipe, sheets
+from . import autoencoder, data, loop, recipe, state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,31 +18,22 @@ class Settings(recipe.Settings):
     size: int = recipe.number(128, whole(16, 2048, multiple_of=8), "side of the pictures, a multiple of 8")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="iHarmony4-shaped data set")
-    parser.add_argument("--list", type=Path, default=Path("IHD_train.txt"), help="list in it (default %(default)s)")
-    parser.add_argument(
-        "--from",
-        dest="start",
-        type=Path,
-        required=True,
-        help="checkpoint with the VAE to start from, or with a Harmony-VAE, which is trained on",
-    )
-    loop.add_arguments(parser, Settings, "size")
+def train(dataset: Path, list_file: str, output: Path, settings: Settings, *, start: Path) -> None:
+    """Trains and writes `output`/harmony_vae.safetensors: what `start` has, with the Harmony-VAE added.
 
-
-def run(args: argparse.Namespace) -> None:
-    """Trains and writes OUTPUT/harmony_vae.safetensors: what --from has, with the Harmony-VAE added."""
+    dataset: iHarmony4-shaped, with the list `list_file`. start: checkpoint with a VAE, or with a Harmony-VAE, which is
+    trained on. InputError for inputs that do not fit and for what `loop.train` refuses.
+    """
     from ..networks.harmony_vae import HarmonyVAE
 
-    settings = recipe.settle(Settings, "harmony_vae", args)
     loop.seeded(settings)
-    given = checkpoint.read(args.start)
+    given = checkpoint.read(start)
     if given.harmony_vae is not None:
         vae = checkpoint.build_harmony_vae(given.harmony_vae).float().train()
     else:
-        vae = HarmonyVAE.from_vae(autoencoder.start(args.start)).train()
-    pairs = data.Pairs(args.dataset, args.list, settings.size)
+        vae = HarmonyVAE.from_vae(autoencoder.started(start)).train()
+    made_of = {"weights of --from": state.digest(vae.state_dict())}
+    pairs = data.Pairs(dataset, list_file, settings.size)
 
     def loss(
         model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator
@@ -53,26 +42,18 @@ def run(args: argparse.Namespace) -> None:
         l1 = (model(target, batch["composite"] * 2 - 1, batch["mask"]) - target).abs().mean()
         return l1, {"l1": l1}
 
-    shown = [
-        pairs.get(index, np.random.default_rng((17, index))) for index in range(0, len(pairs), max(1, len(pairs) // 6))
-    ][:6]
+    fixed = data.shown(pairs, 6)
 
-    def sample(model: torch.nn.Module, step: int) -> None:
-        batch = {
-            name: torch.stack([item[name] for item in shown]).to(next(model.parameters()).device) for name in shown[0]
-        }
-        with torch.no_grad():
-            decoded = model(batch["real"] * 2 - 1, batch["composite"] * 2 - 1, batch["mask"]) / 2 + 0.5
-        sheets.save(
-            [batch["composite"].cpu(), batch["mask"].cpu(), decoded.cpu(), batch["real"].cpu()],
-            args.output / "samples" / f"{step:07d}.jpg",
-        )
+    def sample(model: torch.nn.Module) -> list[torch.Tensor]:
+        batch = {name: value.to(next(model.parameters()).device) for name, value in fixed.items()}
+        decoded = model(batch["real"] * 2 - 1, batch["composite"] * 2 - 1, batch["mask"]) / 2 + 0.5
+        return [batch["composite"], batch["mask"], decoded, batch["real"]]
 
     def export(model: torch.nn.Module) -> None:
         given.harmony_vae = checkpoint.part_from(model.vae)
-        checkpoint.write(given, args.output / "harmony_vae.safetensors")
+        checkpoint.write(given, output / "harmony_vae.safetensors")
 
-    loop.train(settings, args.output, Conditioned(vae), pairs, loss, export=export, sample=sample)
+    loop.train(settings, output, Conditioned(vae), pairs, loss, export=export, sample=sample, made_of=made_of)
 
 
 class Conditioned(torch.nn.Module):

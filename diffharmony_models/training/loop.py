@@ -5,14 +5,13 @@ state: sample number *n* of a run is the same after a resume as in an unbroken r
 weights, the optimiser, the EMA and the step (see `state`).
 """
 
-import argparse
 import logging
 import math
 import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,8 @@ import torch
 from torch.utils.data import Dataset
 
 from ..errors import InputError, disk_full, one_line
-from . import data, recipe
+from ..files import images, sheets
+from . import data
 from .recipe import Settings
 from .state import State
 
@@ -35,24 +35,8 @@ logger = logging.getLogger(__name__)
 NOTHING_TO_LEARN = 10
 """So many steps in a row without any loss, or without any foreground, end a training."""
 
-
-def add_arguments(parser: argparse.ArgumentParser, settings: type[Settings], *own: str) -> None:
-    """The flags every trainer has, and those of its `own` settings."""
-    parser.add_argument(
-        "--output", type=folder, required=True, help="folder of the run: checkpoints, curves, samples, result"
-    )
-    recipe.add_flags(parser, settings, *own)
-
-
-def folder(text: str) -> Path:
-    """The type of `--output`: a folder, or the name of one that can be made."""
-    path = Path(text)
-    nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise argparse.ArgumentTypeError(
-            f"{nearest} is {'write-protected' if nearest.is_dir() else 'not a folder'}; give another folder"
-        )
-    return path
+GRADIENT_NORM = 1.0
+"""Gradients are clipped to this norm."""
 
 
 def seeded(settings: Settings) -> None:
@@ -138,7 +122,7 @@ def _enough_room() -> Iterator[None]:
         if not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
             raise
         raise InputError(
-            "The training needs more memory than there is: give a smaller --batch-size or --size."
+            "The training needs more memory than there is: lower --batch-size, or the size in the recipe."
         ) from error
     except OSError as error:
         if not disk_full(error):
@@ -158,6 +142,7 @@ def train(
     *,
     export: Callable,
     sample: Callable | None = None,
+    made_of: Mapping[str, str] | None = None,
 ) -> None:
     """Trains `model` and exports it.
 
@@ -169,7 +154,9 @@ def train(
         loss: `loss(model, batch, generator) -> (scalar, {name: number})`, the numbers as tensors, so that no step
             waits for them; NaN where a batch has none. Draw noise from `generator` only.
         export: `export(model)`, called once at the end with the averaged weights (the live ones without EMA).
-        sample: `sample(model, step)`, called now and then with the averaged weights, which are put back afterwards.
+        sample: `sample(model)`, called now and then with the averaged weights: the columns of a sheet (`sheets.grid`),
+            which is written to the run's folder.
+        made_of: the weights that the run is built on, as `state.State` keeps them: a run goes on with no others.
 
     Raises:
         InputError: a checkpoint that does not fit, a loss that is not finite, nothing to learn, no room on the
@@ -187,7 +174,7 @@ def train(
             project_dir=str(output),
         )
     except ValueError as error:  # a precision that the device does not have
-        raise InputError(f"{error} Give another --mixed-precision.") from error
+        raise InputError(f"{error} Give the recipe another mixed_precision.") from error
     output.mkdir(parents=True, exist_ok=True)
     _seed_all(settings.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -198,7 +185,7 @@ def train(
     ema = EMAModel(model.parameters(), decay=settings.ema_decay) if settings.ema_decay else None
     if ema:
         ema.to(accelerator.device)
-    state = State(model, optimizer, ema, accelerator.scaler, settings.seed)
+    state = State(model, optimizer, ema, accelerator.scaler, settings.seed, made_of)
     if accelerator.is_main_process:
         for left in output.glob("partial-[0-9]*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -227,7 +214,7 @@ def train(
                 value, numbers = loss(model, batch, generator)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(trained, settings.gradient_norm)
+                    accelerator.clip_grad_norm_(trained, GRADIENT_NORM)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             watch.see(step, value, batch.get("mask"))
@@ -255,8 +242,8 @@ def train(
             if saves:
                 _save(accelerator, state, settings, output, step)
             if sample is not None and shows and accelerator.is_main_process:
-                with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
-                    sample(averaged, step)
+                with _averaged(ema, accelerator.unwrap_model(model)) as averaged, torch.no_grad():
+                    images.write_image(output / "samples" / f"{step:07d}.jpg", sheets.grid(sample(averaged)))
     if accelerator.is_main_process:
         with _averaged(ema, accelerator.unwrap_model(model)) as averaged:
             export(averaged)

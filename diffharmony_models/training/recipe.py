@@ -1,4 +1,4 @@
-"""Recipes: a trainer's settings as a table of a TOML file, and the few flags that override them.
+"""Recipes: a trainer's settings as a table of a TOML file.
 
 A trainer's settings are one frozen dataclass, `Settings` or a subclass of it. Its fields are the schema: each says what
 it may be. A recipe has a table for each part (`[harmonizer]`); what a table leaves out has the field's default.
@@ -27,8 +27,8 @@ S = TypeVar("S", bound="Settings")
 
 
 def number(default: float | None, parse: Callable[[str], Any], help: str) -> Any:
-    """A field for one number; `parse` is a type of `numbers`, and that of the field's flag."""
-    return dataclasses.field(default=default, metadata={"read": _number(parse), "parse": parse, "help": help})
+    """A field for one number; `parse` is a type of `numbers`."""
+    return dataclasses.field(default=default, metadata={"read": _number(parse), "help": help})
 
 
 def several(default: tuple[int, ...], parse: Callable[[str], int], help: str, *, count: int | None = None) -> Any:
@@ -51,7 +51,7 @@ def choice(default: str | int | None, choices: tuple[str | int, ...], help: str)
                 return each
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(map(str, choices))}, not {str(value)[:40]!r}")
 
-    return dataclasses.field(default=default, metadata={"read": read, "choices": choices, "help": help})
+    return dataclasses.field(default=default, metadata={"read": read, "help": help})
 
 
 def switch(help: str) -> Any:
@@ -95,7 +95,6 @@ class Settings:
     warmup: int = number(100, whole(0), "steps of linear warm-up")
     schedule: str = choice("constant", ("constant", "cosine"), "after the warm-up")
     weight_decay: float = number(1e-2, real(0, 1), "AdamW's")
-    gradient_norm: float = number(1.0, real(0, 1e9, above=True), "gradients are clipped to this norm")
     gradient_accumulation: int = number(1, whole(1, 4096), "batches that make one step")
     ema_decay: float = number(0.9999, real(0, 1, below=True), "decay of the averaged weights; 0: no average")
     mixed_precision: str | None = choice(None, ("no", "bf16", "fp16"), "autocast; default: accelerate's setting")
@@ -107,41 +106,17 @@ class Settings:
     seed: int = number(0, whole(0, 2**63 - 1), "seed of everything random")
 
 
-FLAGS = ("steps", "batch_size", "mixed_precision", "workers", "seed")
-"""The settings of every training that have a flag."""
-
-
-def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], *own: str) -> None:
-    """`--config`, and a flag for each of the `FLAGS` and for the trainer's `own` settings: without a default, so that
-    one that is not given leaves the recipe's."""
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--config",
-        metavar="RECIPE",
-        help=f"where the settings come from: {', '.join(bundled())}, or a TOML file (default: small)",
-    )
-    for name in (*own, *FLAGS):
-        (field,) = (field for field in dataclasses.fields(settings) if field.name == name)
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=field.metadata.get("parse") or str,
-            choices=field.metadata.get("choices"),
-            help=f"{field.metadata['help']} (default: the recipe's)",
-        )
-
-
 def bundled() -> list[str]:
     """The names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def settle(settings: type[S], part: str, args: argparse.Namespace, default: str = "small") -> S:
-    """The settings of a training: those of the recipe that the flags name, with what other flags say.
+def settle(settings: type[S], part: str, config: str, **given: int | None) -> S:
+    """The settings of a training: those of a recipe (a bundled one's name, or a file), with those that are given.
 
     Raises:
         InputError: no such recipe, one without this part, or what is no setting.
     """
-    config = args.config or default
     path = RECIPES / f"{config}.toml" if config in bundled() else Path(config)
     recipe = _read(path)
     if unknown := sorted(recipe.keys() - set(PARTS)):
@@ -159,8 +134,7 @@ def settle(settings: type[S], part: str, args: argparse.Namespace, default: str 
             found[name] = fields[name].metadata["read"](value)
         except argparse.ArgumentTypeError as error:
             raise InputError(f"{path}, [{part}]: {name} {error}") from error
-    given = {name: getattr(args, name) for name in fields if getattr(args, name, None) is not None}
-    return settings(**(found | given))
+    return settings(**(found | {name: value for name, value in given.items() if value is not None}))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ CHECKPOINT/state.safetensors holds `model.NAME`, `ema.NAME` and `optimizer.NAME.
 model's own names; its metadata the step, the seed, whether there is an EMA and, for float16, the loss scaler's numbers.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,15 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, s
         ) from error
 
 
+def digest(*parts: Mapping[str, torch.Tensor]) -> str:
+    """What tells weights from others: 16 hexadecimal digits."""
+    found = hashlib.sha256()
+    for tensors in parts:
+        for name, tensor in sorted(tensors.items()):
+            found.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file. InputError where it is none."""
     with _opened(path) as file:
@@ -74,7 +84,7 @@ def read(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return tensors
 
 
-_SAME_SETTINGS = "Start with the settings that it was made with, or with another --output."
+_SAME_SETTINGS = "Start with the settings and the files that it was made with, or with another --output."
 
 
 def _opened(path: Path) -> safe_open:
@@ -95,6 +105,7 @@ class State:
         ema: diffusers' EMAModel of all of the model's parameters, or None.
         scaler: the GradScaler of float16, or None.
         seed: of the run.
+        made_of: what else must be the same when the run goes on, as {what it is: its `digest`}.
     """
 
     def __init__(
@@ -104,8 +115,10 @@ class State:
         ema: "EMAModel | None",
         scaler: torch.amp.GradScaler | None,
         seed: int,
+        made_of: Mapping[str, str] | None = None,
     ):
         self.model, self.optimizer, self.ema, self.scaler, self.seed = model, optimizer, ema, scaler, seed
+        self.made_of = dict(made_of or {})
         self.trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     def save(self, folder: Path, step: int) -> None:
@@ -165,7 +178,8 @@ class State:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **scaling})
 
     def _facts(self, step: int) -> dict[str, str]:
-        return {"step": str(step), "seed": str(self.seed), "EMA": "off" if self.ema is None else "on"}
+        own = {"step": str(step), "seed": str(self.seed), "EMA": "off" if self.ema is None else "on"}
+        return own | self.made_of
 
     def _weights(self) -> dict[str, torch.Tensor]:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}

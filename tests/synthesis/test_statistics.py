@@ -60,8 +60,8 @@ def test_numbers(tmp_path, capsys):
 def test_data_sets_and_kinds_side_by_side(tmp_path, capsys):
     same = make(tmp_path / "same", (160, 130, 100), (160, 130, 100))
     dull = make(tmp_path / "dull", (160, 130, 100), (130, 130, 130), kinds=("look", "dull"))
-    found = table(capsys, same, dull, "--by-kind")
-    assert list(found) == ["same", "dull, dull", "dull, look"]
+    found = table(capsys, same, dull)
+    assert list(found) == ["same", "dull", "dull, dull", "dull, look"]
     assert found["dull, look"]["pairs"] == "1" and found["dull, look"]["less"] == "100%"
     assert found["same"]["fMSE: mean"] == "0" and found["same"]["less"] == "0%"
 
@@ -70,8 +70,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     empty = runs.make_dataset(tmp_path / "empty", mask=0)
     for arguments, words in (
         (["none"], "No data set folder none"),
-        ([empty, "--list", "none.txt"], "none.txt"),
-        ([empty, "--list", "IHD_train.txt"], "has a foreground and a background"),
+        ([empty], "No list IHD_test.txt"),
+        ([empty / "IHD_train.txt"], "has a foreground and a background"),
     ):
         assert main(["statistics", *map(str, arguments)]) == 2
         lines = capsys.readouterr().err.splitlines()
