@@ -149,22 +149,8 @@ def test_golden_weights_work_from_their_folder(tmp_path, pair, golden_dir):
 
 def test_the_picture_is_that_of_the_pipeline(tmp_path, pair, weights):
     """From the same numbers, those of a graph: seed, strength, ending, radius, feather."""
-    options = [
-        "--seed",
-        "5",
-        "--strength",
-        "0.5",
-        "--light",
-        "0.8",
-        "--radius",
-        "3",
-        "--feather",
-        "2",
-        "--resolution",
-        "128",
-        "--dtype",
-        "float32",
-    ]
+    given = {"seed": 5, "strength": 0.5, "light": 0.8, "radius": 3, "feather": 2, "resolution": 128, "dtype": "float32"}
+    options = [word for name, value in given.items() for word in (f"--{name}", value)]
     assert command("harmonize", *pair, tmp_path / "out.png", "--checkpoint", weights, *options) == 0
     engine = DiffHarmony.from_checkpoint(checkpoint.read(weights), dtype=torch.float32)
     settings = Settings(seed=5, amounts=Amounts(0.5, 0.8), radius=3, feather=2, resolution=128)
@@ -180,8 +166,7 @@ def test_strength_0_is_the_composite(tmp_path, pair, weights):
 def test_a_mask_of_the_composites_proportions_is_scaled(tmp_path, pair, weights):
     with Image.open(pair[1]) as mask:
         mask.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.NEAREST).save(tmp_path / "large.png")
-    made = []
-    for mask in (pair[1], tmp_path / "large.png"):
-        assert command("harmonize", pair[0], mask, tmp_path / "out.png", "--checkpoint", weights, "--steps", 1) == 0
-        made.append(pixels_of(tmp_path / "out.png"))
-    assert np.array_equal(*made)
+    assert command("harmonize", pair[0], tmp_path / "large.png", tmp_path / "out.png", "--checkpoint", weights) == 0
+    before, after, mask = pixels_of(pair[0]), pixels_of(tmp_path / "out.png"), pixels_of(pair[1]) > 0
+    changed = (before != after).any(axis=2)
+    assert changed[mask].mean() > 0.9 and not changed[:19].any() and not changed[53:].any()  # a pixel of soft edge
