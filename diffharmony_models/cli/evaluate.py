@@ -9,7 +9,7 @@ from ..evaluation.runs import Settings, evaluate
 from ..evaluation.sources import METHODS, Engine, Pictures, Source
 from ..files.iharmony import Triple
 from ..numbers import whole
-from .arguments import dtype, file_or_folder, refuse, resolution, steps
+from .arguments import file_or_folder, refuse, resolution, steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--resolution", metavar="R", type=resolution, help="stage 1's resolution (the checkpoint's own)")
     run.add_argument("--steps", metavar="N", type=steps, help="sampling steps (the checkpoint's own)")
-    run.add_argument("--dtype", metavar="T", type=dtype, help="float32, bfloat16 or float16 (what suits the device)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     def source(triples: Sequence[Triple]) -> Source:
         if args.outputs is not None:
             why = "with --outputs no checkpoint runs; leave it out"
-            refuse(options, ("method", "ending", "resolution", "steps", "dtype"), why)
+            refuse(options, ("method", "ending", "resolution", "steps"), why)
             return Pictures(args.outputs, triples)
         chosen = {name: options[name] for name in ("resolution", "steps") if name in options}
         engine = Engine(
@@ -80,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
             options.get("method", ()),
             options.get("ending", ()),
             settings.Settings(**chosen),
-            options.get("dtype"),
         )
         if engine.methods == ["colors"]:
             refuse(options, ("ending", "resolution", "steps"), "the method colors has no use for it; leave it out")

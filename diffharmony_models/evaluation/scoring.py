@@ -37,7 +37,7 @@ class Pair:
 def quantized(image: torch.Tensor) -> torch.Tensor:
     """An image in [0, 1] as if it had been saved with 8 bits and read again. InputError for NaN and infinite values."""
     if not torch.isfinite(image).all():
-        raise InputError("the result holds NaN or infinite values; try --dtype float32, or another checkpoint")
+        raise InputError("the result holds NaN or infinite values; try another checkpoint")
     return image.detach().float().cpu().mul(255).round().clamp(0, 255) / 255
 
 

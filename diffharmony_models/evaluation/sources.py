@@ -29,7 +29,9 @@ class Source(Protocol):
     """about: half a sentence on it. methods: its rows of the tables."""
 
     about: str
-    methods: Sequence[str]
+
+    @property
+    def methods(self) -> Sequence[str]: ...
 
     def results(self, pair: Pair) -> Results: ...
 
@@ -99,10 +101,9 @@ class Engine:
         methods: Sequence[str] = (),
         endings: Sequence[str] = (),
         harmonizing: settings.Settings | None = None,
-        dtype: torch.dtype | None = None,
     ):
         """checkpoint: None is the bundled one. methods, endings: those that are scored; none: `METHODS` and
-        `USUAL_ENDINGS`, as far as there are parts for them. harmonizing: all else that is chosen. InputError at once
+        `USUAL_ENDINGS`, as far as there are parts for them. harmonizing: all else that is chosen. In float32, so that figures do not depend on the device. InputError at once
         for a checkpoint that cannot harmonize: a part missing, NaN in its weights.
         """
         from .. import checkpoint as checkpoints
@@ -110,7 +111,7 @@ class Engine:
 
         self._settings = harmonizing or settings.Settings()
         weights = checkpoints.read(checkpoint or checkpoints.bundled())
-        self._engine = pipeline.DiffHarmony.from_checkpoint(weights, device=find_device("auto"), dtype=dtype)
+        self._engine = pipeline.DiffHarmony.from_checkpoint(weights, device=find_device("auto"), dtype=torch.float32)
         chosen = tuple(dict.fromkeys(methods or self._possible()))
         self._endings = self._chosen_endings(endings)
         self.about = f"checkpoint {weights.name}"
@@ -134,9 +135,7 @@ class Engine:
             except Exception as error:
                 failure = error
                 if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-                    failure = InputError(
-                        f"needs more memory than there is ({error}); give a smaller --resolution or --dtype bfloat16"
-                    )
+                    failure = InputError(f"needs more memory than there is ({error}); give a smaller --resolution")
                 yield from dict.fromkeys(rows, failure).items()
 
     def _run(

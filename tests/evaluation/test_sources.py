@@ -19,7 +19,7 @@ from diffharmony_models.settings import Settings
 def test_a_checkpoint_scores_as_the_pictures_that_it_makes(dataset, weights):
     """Every method by both endings, at both sizes, is what the engine's own call makes of each picture."""
     path = weights()
-    options = ["--limit", 2, "--steps", 2, "--dtype", "float32", "--native-size"]
+    options = ["--limit", 2, "--steps", 2, "--native-size"]
     code, results = evaluated(dataset, "--checkpoint", path, *options)
     assert code == 0
     calls = {"colors": Settings(method="colors")} | {
