@@ -30,7 +30,7 @@ _HOW = {
     ),
     "harmony_vae": (
         "Harmony-VAE",
-        "Decode without it, train one with `train-autoencoder`, or put the published condition_vae/ beside the "
+        "Decode without it, train one with `train-harmony-vae`, or put the published condition_vae/ beside the "
         "pipeline's folder; `convert` then makes one file of both.",
     ),
 }

@@ -15,9 +15,8 @@ from . import geometry, recolor, sampling
 from .endings import ENDINGS
 from .errors import InputError
 from .models import Models
-from .networks.harmony_vae import Posterior
 from .networks.refiner import refine as refine_image
-from .sampling import Draws, Noise
+from .sampling import Noise, Posterior
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -58,23 +57,19 @@ class DiffHarmony(Models):
         mask: torch.Tensor,
         settings: Settings | None = None,
         *,
-        seeds: Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
         noise: Noise | None = None,
         progress: Progress | None = None,
     ) -> torch.Tensor:
         """Stage 1: the scaled latents of the harmonized image, [B, 4, h, w] at the inference size.
 
-        composite: [B, 3, H, W] in [0, 1]; mask: [B, 1, H, W] or [1, 1, H, W]. At most one of these stands in for the
-        settings' seed: seeds, one for each picture, each with a generator of its own, so that a picture's noise does
-        not depend on its batch; generator, drawn from for the whole batch in the published order: start noise,
-        posterior, one per step; noise, the numbers themselves. progress: called with (done, steps + 1).
+        composite: [B, 3, H, W] in [0, 1]; mask: [B, 1, H, W] or [1, 1, H, W]. noise: of the whole batch; None:
+        `sampling.seeded`, picture n with the settings' seed + n. progress: called with (done, steps + 1).
         """
         settings = settings or Settings()
         composite, mask = geometry.match(composite, mask)
-        draws = _draws(range(len(composite)), len(composite), settings, seeds, generator, noise)
+        noise = noise or _seeded(settings, len(composite))
         report = _Report(progress, (settings.steps or self.steps) + 1)
-        return self._sample(composite, mask, settings, draws, report)
+        return self._sample(composite, mask, settings, noise, report)
 
     @torch.no_grad()
     def decode(
@@ -113,8 +108,6 @@ class DiffHarmony(Models):
         settings: Settings | None = None,
         *,
         output_size: tuple[int, int] | None = None,
-        seeds: Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
         noise: Noise | None = None,
         progress: Progress | None = None,
     ) -> Result:
@@ -137,7 +130,7 @@ class DiffHarmony(Models):
             self._need("refiner")
         composite, mask = geometry.match(composite, mask)
         keep = (~geometry.is_empty(mask)).nonzero().flatten().tolist()
-        draws = _draws(keep, len(composite), settings, seeds, generator, noise)
+        source = noise or _seeded(settings, len(composite))
         report = _Report(progress, (settings.steps or self.steps) + 3)
         target = original = geometry.resize(composite.float(), output_size or composite.shape[-2:])
         if method == "both":
@@ -148,10 +141,14 @@ class DiffHarmony(Models):
         if not keep:
             report(report.total)
             return result
+
+        def kept(shape: Sequence[int]) -> torch.Tensor:
+            return source(shape)[keep]
+
         chosen, chosen_mask = (composite, mask) if len(keep) == len(composite) else (composite[keep], mask[keep])
-        latents = self._sample(chosen, chosen_mask, settings, draws, report)
+        latents = self._sample(chosen, chosen_mask, settings, kept, report)
         vae = self._vae(settings.decoder)
-        fresh = draws("condition", latents.shape[1:]) if vae == "harmony_vae" else None
+        fresh = kept(latents.shape[1:]) if vae == "harmony_vae" else None
         harmonized = self._decode(latents, chosen, chosen_mask, vae, fresh).to(composite.device)
         report(1)
         chosen_mask = geometry.resize(chosen_mask.float(), target.shape[-2:])
@@ -179,7 +176,7 @@ class DiffHarmony(Models):
         return Result(refined, refined)
 
     def _sample(
-        self, composite: torch.Tensor, mask: torch.Tensor, settings: Settings, draws: Draws, report: "_Report"
+        self, composite: torch.Tensor, mask: torch.Tensor, settings: Settings, noise: Noise, report: "_Report"
     ) -> torch.Tensor:
         """Stage 1, from the composite to scaled latents."""
         unet, null_text, vae = self._need("unet"), self._need("null_text"), self._vae(settings.decoder)
@@ -188,9 +185,9 @@ class DiffHarmony(Models):
         if not small_mask.flatten(1).any(dim=1).all():
             logger.warning("A foreground is too small to be seen at %dx%d; use a higher resolution.", size[1], size[0])
 
-        start = draws("initial", (unet.config.out_channels, size[0] // factor, size[1] // factor)).to(self.device)
+        start = noise((unet.config.out_channels, size[0] // factor, size[1] // factor)).to(self.device)
         posterior, scale = self._posterior(geometry.resize(composite, size), vae)
-        latent = posterior.sample(draws("posterior", posterior.mean.shape[1:])) * scale
+        latent = posterior.sample(noise(posterior.mean.shape[1:])) * scale
         condition = torch.cat([small_mask, latent], dim=1)
         text = null_text.to(self.device, unet.dtype).expand(len(latent), -1, -1)
         report(1)
@@ -202,7 +199,7 @@ class DiffHarmony(Models):
             return output
 
         steps = settings.steps or self.steps
-        latents = sampling.sample(predict, start, steps, settings.sampler, self.prediction_type, draws)
+        latents = sampling.sample(predict, start, steps, settings.sampler, self.prediction_type, noise)
         self._finite(latents, "latents")
         return latents
 
@@ -217,8 +214,6 @@ class DiffHarmony(Models):
         """The posterior of an image in [0, 1] over unscaled latents, and the latents' scale."""
         vae = self._need(part)
         image = image.to(self.device, torch.float32) * 2 - 1
-        if part == "harmony_vae":
-            return vae.encode(image), vae.scaling_factor
         moments = vae.encode(image.to(vae.dtype)).latent_dist.parameters
         return Posterior.from_moments(moments), vae.config.scaling_factor
 
@@ -236,12 +231,13 @@ class DiffHarmony(Models):
             if composite is None or mask is None:
                 raise InputError("The Harmony-VAE decodes with the composite and its mask as condition; give both.")
             composite, mask = geometry.match(composite, mask)
-            size = [side * vae.factor for side in latents.shape[-2:]]
+            size = [side * self._factor(part) for side in latents.shape[-2:]]
             composite = geometry.resize(composite.float(), size).to(self.device) * 2 - 1
             mask = geometry.binarize(geometry.resize(mask.float(), size)).to(self.device)
             condition = vae.encode_condition(composite, mask)
-            drawn = None if noise is None else condition.posterior.sample(noise)
-            image = vae.decode(latents / vae.scaling_factor, condition, drawn)
+            posterior = Posterior.from_moments(condition.posterior.parameters)
+            drawn = posterior.mean if noise is None else posterior.sample(noise)
+            image = vae.decode(latents / vae.config.scaling_factor, condition, drawn)
         else:
             image = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
         self._finite(image, "decoded image")
@@ -264,8 +260,7 @@ class DiffHarmony(Models):
         return geometry.inference_size(height, width, settings.resolution or self.resolution, settings.shape)
 
     def _factor(self, part: str) -> int:
-        vae = self._need(part)
-        return vae.factor if part == "harmony_vae" else 2 ** (len(vae.config.block_out_channels) - 1)
+        return 2 ** (len(self._need(part).config.block_out_channels) - 1)
 
 
 class _Report:
@@ -280,15 +275,5 @@ class _Report:
             self.progress(self.done, self.total)
 
 
-def _draws(
-    keep: Sequence[int],
-    batch: int,
-    settings: Settings,
-    seeds: Sequence[int] | None,
-    generator: torch.Generator | None,
-    noise: Noise | None,
-) -> Draws:
-    """The numbers of the pictures `keep` of a batch."""
-    if seeds is None and generator is None and noise is None:
-        seeds = [(settings.seed + index) % 2**64 for index in range(batch)]
-    return Draws(batch, keep, seeds, generator, noise)
+def _seeded(settings: Settings, batch: int) -> Noise:
+    return sampling.seeded([(settings.seed + index) % 2**64 for index in range(batch)])

@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..diffharmony_models import geometry
-from ..diffharmony_models.sampling import Draws
+from ..diffharmony_models.sampling import seeded
 from . import checks
 from .host import running as host
 
@@ -115,15 +115,15 @@ class HarmonizeLatent(io.ComfyNode):
         count = len(composite)
         seeds = [(seed if fixed_noise else seed + index) % 2**64 for index in range(count)]
         keep = (~geometry.is_empty(mask)).nonzero().flatten().tolist()
-        draws = Draws(count, keep, seeds)
         posterior = None if latent is not None else host.encode(vae, geometry.resize(composite, size))
         clean = given if posterior is None else posterior.mean
         if not keep:
             return io.NodeOutput({"samples": clean.clone()}, ui=host.warn(NODE, checks.doubts(mask)))
 
         # The published order: start noise, posterior, one for each step.
-        noise = draws("initial", clean.shape[1:])
-        spread = draws("posterior", clean.shape[1:])
+        seeds = [seeds[index] for index in keep]
+        draw = seeded(seeds)
+        noise, spread = draw(clean.shape[1:]), draw(clean.shape[1:])
         seen = clean[keep]
         if posterior is not None:
             seen = seen + posterior.std[keep] * spread.to(seen)
@@ -131,9 +131,7 @@ class HarmonizeLatent(io.ComfyNode):
         positive = host.condition(null_text, seen, small)
         ui = host.warn(NODE, host.doubts_of_vae(model, vae) + (checks.doubts(mask) or lost))
         steps = steps or host.steps_of(model)
-        samples = host.sample(
-            model, positive, noise, draws, [seeds[index] for index in keep], steps, sampler_name, scheduler
-        )
+        samples = host.sample(model, positive, noise, draw, seeds, steps, sampler_name, scheduler)
         if not torch.isfinite(samples).all():
             raise ValueError(
                 f"{NODE}: the result holds NaN. The weights are broken, or their precision is too narrow: choose "

@@ -58,12 +58,12 @@ def test_the_plain_loop_is_the_same_method(tiny, steps):
     engine = DiffHarmony.from_checkpoint(tiny, dtype=torch.float32)
     composite, mask = torch.rand(1, 3, 64, 128), torch.zeros(1, 1, 64, 128)
     mask[..., 16:40, 24:96] = 1
-    seeded = lambda seed=0: torch.Generator().manual_seed(seed)  # noqa: E731
-    plain = loops.plain_loop(engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, seeded())
+    generator = torch.Generator().manual_seed(0)
+    plain = loops.plain_loop(engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, generator)
 
     def ours(seed: int) -> torch.Tensor:
-        settings = Settings(resolution=90, steps=steps)
-        return engine.decode(engine.harmonize_latents(composite, mask, settings, generator=seeded(seed)))
+        settings = Settings(resolution=90, steps=steps, seed=seed)
+        return engine.decode(engine.harmonize_latents(composite, mask, settings))
 
     assert plain.shape == composite.shape
     assert benchmark._decibels(ours(0), plain) >= 50

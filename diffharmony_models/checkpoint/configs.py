@@ -189,6 +189,7 @@ _ANY_VAE = {
     "scaling_factor": (Number(1e-3, 1e3), 0.18215),
 }
 _VAE_EXTRAS = {
+    "force_upcast": (_FLAG, True),
     "latents_mean": (_NONE, None),
     "latents_std": (_NONE, None),
     "shift_factor": (Either(_NONE, OneOf(0)), None),
@@ -201,7 +202,6 @@ _SCHEMAS = {
         "_class_name": (OneOf("AutoencoderKL"), "AutoencoderKL"),
         **_ANY_VAE,
         **_VAE_EXTRAS,
-        "force_upcast": (_FLAG, True),
     },
     "harmony_vae": {
         "_class_name": (OneOf("ConditionVAE"), "ConditionVAE"),

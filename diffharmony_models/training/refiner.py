@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .. import checkpoint, geometry
+from .. import checkpoint, geometry, sampling
 from ..errors import InputError
 from ..networks.refiner import INPUTS, Refiner, stack
 from ..numbers import whole
@@ -157,9 +157,9 @@ def harmonized(
 ) -> torch.Tensor:
     """Stage 1's picture of a batch, scaled to the refinement's size: [B, 3, size, size] in [0, 1]."""
     latents = stage1.harmonize_latents(
-        batch["composite"], batch["mask"], Harmonizing(resolution=resolution), seeds=seeds
+        batch["composite"], batch["mask"], Harmonizing(resolution=resolution), noise=sampling.seeded(seeds)
     )
-    return geometry.resize(stage1.decode(latents), (size, size)).clone()
+    return geometry.resize(stage1.decode(latents), (size, size))
 
 
 def to(stage1: "DiffHarmony", device: torch.device) -> None:

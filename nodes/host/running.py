@@ -35,7 +35,6 @@ from ...diffharmony_models import checkpoint, sampling
 from ...diffharmony_models.checkpoint.files import line
 from ...diffharmony_models.checkpoint.parts import Part
 from ...diffharmony_models.networks import refiner
-from ...diffharmony_models.networks.harmony_vae import Posterior
 from . import configs
 
 logger = logging.getLogger(__name__)
@@ -393,7 +392,7 @@ class _Moments:
         return self.network.quant_conv(moments) if hasattr(self.network, "quant_conv") else moments
 
 
-def encode(vae: comfy.sd.VAE, composite: torch.Tensor) -> Posterior:
+def encode(vae: comfy.sd.VAE, composite: torch.Tensor) -> sampling.Posterior:
     """[B, 3, H, W] in [0, 1], sides multiples of 8, to the posterior over unscaled latents [B, 4, H / 8, W / 8].
 
     By the VAE's own `encode`, so that its dtype, batches and tiling hold. A VAE without a posterior (TAESD) has no
@@ -403,10 +402,10 @@ def encode(vae: comfy.sd.VAE, composite: torch.Tensor) -> Posterior:
     regularization = type(getattr(network, "regularization", None)).__name__
     if regularization != "DiagonalGaussianRegularizer" or getattr(network, "bn", None) is not None:
         mean = vae.encode(pixels)
-        return Posterior(mean, torch.zeros_like(mean))
+        return sampling.Posterior(mean, torch.zeros_like(mean))
     view = copy.copy(vae)
     view.first_stage_model, view.latent_channels = _Moments(network), 2 * vae.latent_channels
-    return Posterior.from_moments(view.encode(pixels))
+    return sampling.Posterior.from_moments(view.encode(pixels))
 
 
 def decode(vae: comfy.sd.VAE, samples: torch.Tensor) -> torch.Tensor:
@@ -426,7 +425,7 @@ def sample(
     model: comfy.model_patcher.ModelPatcher,
     positive: list,
     noise: torch.Tensor,
-    draws: sampling.Draws,
+    draw: sampling.Noise,
     seeds: list[int],
     steps: int,
     sampler_name: str,
@@ -434,7 +433,7 @@ def sample(
 ) -> torch.Tensor:
     """The host's sampler, from pure noise [B, 4, h, w] to unscaled latents.
 
-    What it draws on the way comes from `draws`.
+    What it draws on the way comes from `draw`.
     """
     settings = {"device": model.load_device, "denoise": 1.0, "model_options": model.model_options}
     sigmas = comfy.samplers.KSampler(model, steps, sampler=sampler_name, scheduler=scheduler, **settings).sigmas
@@ -445,7 +444,7 @@ def sample(
             low, high = sigmas[sigmas > 0].min(), sigmas.max()
             fresh = comfy.k_diffusion.sampling.BrownianTreeNoiseSampler(noise, low, high, seed=seeds, cpu=True)
         else:
-            fresh = _StepNoise(draws, noise.shape[1:], model.load_device)
+            fresh = _StepNoise(draw, noise.shape[1:], model.load_device)
         sampler.extra_options = {**sampler.extra_options, "noise_sampler": fresh}
     return comfy.sample.sample_custom(
         model,
@@ -465,12 +464,11 @@ def sample(
 class _StepNoise:
     """A sampler's noise, drawn on the CPU: the same numbers on every device, and for a picture in any batch."""
 
-    def __init__(self, draws: sampling.Draws, shape: torch.Size, device: torch.device):
-        self.draws, self.shape, self.device, self.step = draws, shape, device, 0
+    def __init__(self, draw: sampling.Noise, shape: torch.Size, device: torch.device):
+        self.draw, self.shape, self.device = draw, shape, device
 
     def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
-        self.step += 1
-        return self.draws("steps", self.shape, self.step - 1).to(self.device)
+        return self.draw(self.shape).to(self.device)
 
 
 def refine(

@@ -11,7 +11,6 @@ from graphs import hosts_noise
 from harness import ROOT, Graph
 
 from diffharmony_models import recolor
-from diffharmony_models.pipeline import Noise
 from diffharmony_models.settings import Settings
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
@@ -165,8 +164,8 @@ def test_inpaint_harmonize(host, base, sd15):
     std = base.encode(composite, noise=torch.ones_like(mean)) - mean
     generator = torch.Generator().manual_seed(3)
     drawn = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(7)]
-    noise = Noise(drawn[0], (latent * scale - mean) / std, torch.stack(drawn[2:]))
-    latents = base.harmonize_latents(composite, mask, Settings(resolution=128), noise=noise)
+    numbers = iter([drawn[0], (latent * scale - mean) / std, *drawn[2:]])
+    latents = base.harmonize_latents(composite, mask, Settings(resolution=128), noise=lambda shape: next(numbers))
     expected = base.finish(base.decode(latents), composite, mask)
     compare(result(host, graph), expected, composite, mask)
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_pipeline import drawn
 
 from diffharmony_models import checkpoint, geometry
-from diffharmony_models.pipeline import DiffHarmony, Noise
+from diffharmony_models.pipeline import DiffHarmony
 from diffharmony_models.settings import Settings
 
 FLOAT32 = {"atol": 1e-4, "rtol": 0}
@@ -26,8 +27,9 @@ def golden_pair(golden):
     return (golden["composite"] + 1) / 2, golden["mask"]
 
 
-def golden_noise(golden, condition=None):
-    return Noise(golden["noise_initial"], golden["noise_posterior"], golden["noise_steps"], condition)
+def golden_noise(golden):
+    numbers = iter([golden["noise_initial"], golden["noise_posterior"], *golden["noise_steps"]])
+    return lambda shape: next(numbers)
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "euler"])
@@ -43,10 +45,8 @@ def test_golden_latents_from_the_published_noise(published, sampler):
 def test_golden_latents_from_a_generator(published, golden_dir, sampler):
     engine, golden = published
     seed = json.loads((golden_dir / "golden.json").read_text())["seed"]
-    generator = torch.Generator().manual_seed(seed)
-    latents = engine.harmonize_latents(
-        *golden_pair(golden), Settings(resolution=64, sampler=sampler), generator=generator
-    )
+    settings, noise = Settings(resolution=64, sampler=sampler), drawn(seed, len(golden["composite"]))
+    latents = engine.harmonize_latents(*golden_pair(golden), settings, noise=noise)
     torch.testing.assert_close(latents, golden[f"latents_{sampler}"], **FLOAT32)
 
 
@@ -70,9 +70,9 @@ def test_golden_harmony_vae_at_the_conditions_mean(published):
 def test_golden_harmony_vae_from_one_generator(published, golden_dir):
     # The Harmony-VAE takes the VAE's place altogether: it encodes too, and draws its condition's posterior last.
     engine, golden = published
-    generator = torch.Generator().manual_seed(json.loads((golden_dir / "golden.json").read_text())["seed"])
+    noise = drawn(json.loads((golden_dir / "golden.json").read_text())["seed"], len(golden["composite"]))
     settings = Settings(resolution=64, decoder="harmony_vae", ending="none")
-    result = engine(*golden_pair(golden), settings, generator=generator)
+    result = engine(*golden_pair(golden), settings, noise=noise)
     torch.testing.assert_close(result.harmonized, golden["decoded_harmony_vae"], **FLOAT32)
 
 

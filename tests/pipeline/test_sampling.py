@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from tiny_pipeline import pair
+from tiny_pipeline import drawn, pair
 
 from diffharmony_models import sampling
-from diffharmony_models.pipeline import Noise
 from diffharmony_models.settings import Settings
 
 
@@ -47,8 +46,7 @@ def test_samplers_are_those_of_diffusers(sampler, prediction):
     for t in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, t), t)
         x = scheduler.step(output, t, x, generator=generator).prev_sample
-    draws = sampling.Draws(2, [0, 1], generator=torch.Generator().manual_seed(5))
-    ours = sampling.sample(network, noise, 7, sampler, prediction, draws)
+    ours = sampling.sample(network, noise, 7, sampler, prediction, drawn(5, 2))
     torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
 
 
@@ -65,8 +63,8 @@ def test_a_network_that_knows_the_answer_gives_it(prediction, steps):
         return noise if prediction == "epsilon" else (noise - sigma * answer) / (sigma**2 + 1) ** 0.5
 
     for sampler in sampling.SAMPLERS:
-        draws = sampling.Draws(1, [0], 4)
-        latents = sampling.sample(oracle, torch.randn(1, 4, 2, 2), steps, sampler, prediction, draws)
+        start, noise = torch.randn(1, 4, 2, 2), sampling.seeded([4])
+        latents = sampling.sample(oracle, start, steps, sampler, prediction, noise)
         torch.testing.assert_close(latents, answer, atol=1e-4, rtol=1e-4)
 
 
@@ -77,8 +75,8 @@ def test_a_seed_means_the_same_picture_whatever_the_batch(engine):
         alone = engine(composite[index : index + 1], mask[index : index + 1], Settings(seed=seed))
         torch.testing.assert_close(alone.harmonized[0], together.harmonized[index], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone.refined[0], together.refined[index], atol=1e-4, rtol=0)
-    other = engine.harmonize_latents(composite, mask, seeds=[7, 9, 9])
-    same = engine.harmonize_latents(composite, mask, seeds=[7, 8, 9])
+    other = engine.harmonize_latents(composite, mask, noise=sampling.seeded([7, 9, 9]))
+    same = engine.harmonize_latents(composite, mask, Settings(seed=7))
     assert (other[1] - same[1]).abs().max() > 1e-2
 
 
@@ -86,28 +84,14 @@ def test_the_posterior_is_sampled_and_the_mode_is_its_mean(engine):
     composite, _ = pair(1, 64, 64)
     mode, noise = engine.encode(composite), torch.randn(1, 4, 8, 8)
     assert not torch.equal(mode, engine.encode(composite, noise=noise))
-    drawn = [engine.encode(composite, noise=sign * noise) for sign in (1, -1)]
-    torch.testing.assert_close(sum(drawn) / 2, mode, atol=1e-5, rtol=0)
+    above, below = (engine.encode(composite, noise=sign * noise) for sign in (1, -1))
+    torch.testing.assert_close((above + below) / 2, mode, atol=1e-5, rtol=0)
 
 
-def test_a_generator_is_drawn_from_for_empty_frames_too(engine):
+def test_noise_is_drawn_for_empty_frames_too(engine):
     composite, mask = pair(2)
-    full = engine(composite, mask, generator=torch.Generator().manual_seed(1))
+    full = engine(composite, mask, noise=drawn(1, 2))
     hollow = mask.clone()
     hollow[0] = 0
-    part = engine(composite, hollow, generator=torch.Generator().manual_seed(1))
+    part = engine(composite, hollow, noise=drawn(1, 2))
     torch.testing.assert_close(part.harmonized[1], full.harmonized[1], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    "source, words",
-    [
-        ({"seeds": [1, 2]}, "1 images came with 2 seeds"),
-        ({"seeds": [1], "generator": torch.Generator()}, "at most one"),
-        ({"noise": Noise(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))}, "steps must be"),
-        ({"noise": Noise(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 4, 8))}, "posterior must be"),
-    ],
-)
-def test_noise_that_does_not_fit(engine, source, words):
-    with pytest.raises(ValueError, match=words):
-        engine.harmonize_latents(*pair(), **source)

@@ -5,6 +5,7 @@ import torch
 from diffharmony_models.networks.harmony_vae import HarmonyVAE
 from diffharmony_models.networks.refiner import Refiner
 from diffharmony_models.pipeline import DiffHarmony
+from diffharmony_models.sampling import Noise
 
 
 def tiny(**changes) -> DiffHarmony:
@@ -43,3 +44,9 @@ def pair(batch: int = 1, height: int = 60, width: int = 52) -> tuple[torch.Tenso
     mask[..., 10:40, 12:41] = 1
     mask[..., 40, 12:41] = 0.5
     return composite, mask
+
+
+def drawn(seed: int, batch: int) -> Noise:
+    """Noise from one generator for the whole batch, as the published implementation draws it."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda shape: torch.randn((batch, *shape), generator=generator)
