@@ -92,14 +92,13 @@ def score(pair: Pair, result: torch.Tensor, method: str) -> tuple[Score, torch.T
     picture = quantized(geometry.resize(quantized(result), size))
     picture = geometry.paste(picture, pair.real, pair.mask)
     image, real = (picture * 255).round(), (pair.real * 255).round()
-    # Channel by channel, for at full size SSIM's planes would fill the memory.
-    similarities = [metrics.ssim_map(image[:, [channel]], real[:, [channel]]) for channel in range(3)]
+    similarity = metrics.ssim_map(image, real)
     values = (
         metrics.psnr(image, real),
         metrics.mse(image, real),
         metrics.fmse(image, real, pair.mask),
-        torch.stack([metrics.mean_ssim(each) for each in similarities]).mean(),
-        torch.stack([metrics.foreground_ssim(each, pair.mask) for each in similarities]).mean(),
+        metrics.mean_ssim(similarity),
+        metrics.foreground_ssim(similarity, pair.mask),
     )
     numbers = (value.item() for value in values)
     return Score(pair.entry, pair.triple.subset, pair.share, method, pair.size, *numbers), picture
