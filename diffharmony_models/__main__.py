@@ -89,9 +89,9 @@ def _run(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(__package__):
             raise
+        name = {"PIL": "pillow", "skimage": "scikit-image"}.get(error.name or "", error.name)
         print(
-            f"error: this command needs the package {error.name}, which is not installed; pip install {error.name}",
-            file=sys.stderr,
+            f"error: this command needs the package {name}, which is not installed; pip install {name}", file=sys.stderr
         )
         return 2
     except Terminated as stop:

@@ -8,6 +8,7 @@ evaluation's business.
 import math
 
 import torch
+from skimage.metrics import structural_similarity
 
 from ..errors import InputError
 
@@ -83,8 +84,6 @@ def ssim_map(image: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: shapes that differ, are not BCHW, or are smaller than the window.
     """
-    from skimage.metrics import structural_similarity
-
     _check(image, real)
     if min(image.shape[-2:]) < 2 * _SSIM_RADIUS + 1:
         raise InputError(

@@ -7,16 +7,17 @@ from typing import Protocol
 
 import torch
 
-from .. import color, settings
+from .. import settings
 from ..devices import find_device
 from ..endings import ENDINGS
 from ..errors import InputError
 from ..files import images
 from ..files.iharmony import COMPOSITES, Triple
+from .color_transfer import monge_kantorovitch, reinhard
 from .report import BASELINE
 from .scoring import Pair
 
-TRANSFERS = {"reinhard": color.reinhard, "monge-kantorovitch": color.monge_kantorovitch}
+TRANSFERS = {"reinhard": reinhard, "monge-kantorovitch": monge_kantorovitch}
 METHODS = ("colors", "both", "diffusion")
 USUAL_ENDINGS = ("transfer", "paper")
 OUTPUTS = "outputs"
@@ -42,7 +43,7 @@ def baselines(pair: Pair) -> Results:
     yield BASELINE, pair.composite
     for name, transfer in TRANSFERS.items():
         try:
-            result = transfer(pair.composite, pair.composite, pair.mask, 1 - pair.mask)
+            result = transfer(pair.composite, pair.mask)
         except Exception as error:
             result = error
         yield name, result

@@ -8,7 +8,7 @@ import torch
 from evaluated_pairs import BASELINES, SHARES, evaluated, perfect_outputs, save, table, untouched_outputs
 from PIL import Image
 
-from diffharmony_models import color
+
 from diffharmony_models.__main__ import main
 from diffharmony_models.errors import InputError
 from diffharmony_models.evaluation import scoring as evaluate
@@ -193,11 +193,11 @@ def test_monge_kantorovitch_gives_the_background_s_mean_and_covariance(dataset):
     light, chroma, other = np.random.default_rng(0).normal(0, 5, (3, 256, 256)).astype(np.float32)
     against = np.where(inside, -1, 1)
     lab = np.stack([55 + light + 9 * against, 5 + chroma, 5 + against * chroma + 0.8 * other], axis=-1)
-    picture = torch.from_numpy(color.lab_to_rgb(lab)).permute(2, 0, 1)[None]
+    picture = torch.from_numpy(lab2rgb(lab)).permute(2, 0, 1)[None]
     pair = evaluate.Pair(entry, triple, picture, inside[None, None].float(), picture, 0.25)
 
     def moments(image, where):
-        pixels = color.rgb_to_lab(image[0][:, where].T.numpy())
+        pixels = rgb2lab(image[0][:, where].T.numpy())
         return pixels.mean(0), np.corrcoef(pixels.T)[1, 2], pixels.std(0)
 
     results = dict(sources.baselines(pair))
