@@ -7,7 +7,7 @@ import pytest
 import torch
 import weights
 from graphs import BUNDLED, LATENT, SEED, STEPS, condition, engine, harmonize, hosts_noise, ksampler, wires
-from harness import RUN, Interrupted
+from harness import RUN_SECONDS, Interrupted
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -137,7 +137,7 @@ def test_a_cancelled_run_leaves_the_model_fit_for_the_next(host, whole):
     shared["model"] = graph("TestPause", model=shared["model"], calls=3, file="paused")[0]
     graph("TestSave", value=harmonize(graph, shared, 64), file="cancelled")
     run = host.queue(graph)
-    end = time.monotonic() + RUN
+    end = time.monotonic() + RUN_SECONDS
     while not (host.output / "paused").exists():
         assert time.monotonic() < end, "the third step was never reached"
         time.sleep(0.02)

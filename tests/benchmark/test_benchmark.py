@@ -4,7 +4,6 @@ Nothing here is timed.
 """
 
 import json
-import subprocess
 import sys
 import time
 
@@ -13,7 +12,7 @@ import torch
 
 from diffharmony_models import checkpoint
 from diffharmony_models.__main__ import main
-from diffharmony_models.benchmark import loops
+from diffharmony_models.benchmark import loops, processes, random_weights, tables
 from diffharmony_models.benchmark import runs as benchmark
 from diffharmony_models.networks.refiner import Refiner
 from diffharmony_models.pipeline import DiffHarmony
@@ -26,7 +25,7 @@ WIDTHS = (32, 64, 64, 64)
 
 @pytest.fixture(scope="module")
 def tiny():
-    return loops.random_checkpoint(WIDTHS, WIDTHS)
+    return random_weights.random_checkpoint(WIDTHS, WIDTHS)
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -38,7 +37,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_the_published_shape():
-    unet, vae = loops.networks(loops.UNET_WIDTHS, loops.VAE_WIDTHS)
+    unet, vae = random_weights.networks(random_weights.UNET_WIDTHS, random_weights.VAE_WIDTHS)
     millions = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (unet, vae)]
     assert millions == pytest.approx([859.5, 83.7], abs=0.1)  # SD 1.5 inpainting's
 
@@ -66,8 +65,8 @@ def test_the_plain_loop_is_the_same_method(tiny, steps):
         return engine.decode(engine.harmonize_latents(composite, mask, settings))
 
     assert plain.shape == composite.shape
-    assert benchmark._decibels(ours(0), plain) >= 50
-    assert benchmark._decibels(ours(1), plain) < 40  # other noise shows
+    assert tables.decibels(ours(0), plain) >= 50
+    assert tables.decibels(ours(1), plain) < 40  # other noise shows
 
 
 def test_full_size_part(capsys):
@@ -119,7 +118,7 @@ def test_import_part(capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no peak memory")
 def test_memory_is_that_of_the_command_alone(tmp_path):
     hold = torch.ones(100_000_000)  # 400 MB that are this process's, not the command's
-    found = benchmark._launch([sys.executable, "-S", "-c", "x = b'x' * 50_000_000"], tmp_path)
+    found = processes.launch([sys.executable, "-S", "-c", "x = b'x' * 50_000_000"], tmp_path)
     assert hold[-1] == 1
     assert 50e6 < found["peak"] < 150e6
     assert found["seconds"] > 0 and found["code"] == 0
@@ -128,13 +127,12 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can measure anew")
 def test_memory_of_the_work_leaves_out_what_was_freed_before():
     code = (
-        "import torch; from diffharmony_models.benchmark import loops as b; cpu = torch.device('cpu')\n"
+        "import torch; from diffharmony_models.benchmark import memory as b; cpu = torch.device('cpu')\n"
         "x = torch.ones(50_000_000); del x; before = b.peak_bytes(cpu); told = b.reset_peak(cpu)\n"
         "print(before, b.peak_bytes(cpu), 'during' in told)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=benchmark._environment(), capture_output=True, text=True, check=True
-    )
+    done = processes.python("-c", code)
+    assert done.returncode == 0, done.stderr
     before, after, anew = done.stdout.split()
     if anew == "False":
         pytest.skip("this system does not let a process reset its peak")
@@ -162,7 +160,7 @@ def test_bad_input_is_told_in_one_line(words, said, tmp_path, capsys, monkeypatc
 def test_a_command_that_fails_speaks_for_itself(tmp_path):
     missing = tmp_path / "missing.png"
     with pytest.raises(ValueError, match=r"harmonize.* failed: .*missing\.png"):
-        benchmark._launch(
+        processes.launch(
             [sys.executable, "-m", "diffharmony_models", "harmonize", missing, missing, tmp_path / "out.png"], tmp_path
         )
 
@@ -170,7 +168,7 @@ def test_a_command_that_fails_speaks_for_itself(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_process_that_is_killed_is_told(tmp_path):
     with pytest.raises(ValueError, match="signal 9, most likely for want of memory"):
-        benchmark._launch([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path)
+        processes.launch([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path)
 
 
 def test_weights_that_cannot_be_read_are_told(tmp_path):
