@@ -1,6 +1,7 @@
 """Figures of runs as Markdown tables. MB are 10⁶ bytes."""
 
 import statistics
+from collections.abc import Sequence
 
 import torch
 
@@ -38,7 +39,7 @@ def decibels(image: torch.Tensor, other: torch.Tensor) -> float:
     return min(EQUAL, metrics.psnr(image * 255, other * 255).item())
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
