@@ -7,7 +7,7 @@ import pytest
 import torch
 from evaluated_pairs import BASELINES, SHARES, evaluated, perfect_outputs, save, table, untouched_outputs
 from PIL import Image
-
+from skimage.color import lab2rgb, rgb2lab
 
 from diffharmony_models.__main__ import main
 from diffharmony_models.errors import InputError
