@@ -15,64 +15,34 @@ SAMPLERS = ("euler_ancestral", "euler")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
+Noise = Callable[[Sequence[int]], torch.Tensor]
+"""A source of standard normal numbers: the shape of one picture's, without the batch, to [B, *shape] float32, new ones
+with each call. They are asked for in the published order: start, posterior, one a step, the Harmony-VAE's condition."""
+
+
 @dataclass
-class Noise:
-    """The numbers of one run, to be used instead of a generator's: standard normal, [B, 4, h, w] each.
+class Posterior:
+    """A diagonal Gaussian over unscaled latents: mean and std, [B, 4, h, w] float32."""
 
-    steps: [N, B, 4, h, w], one for each step (read by euler_ancestral only). condition: for the Harmony-VAE.
-    """
+    mean: torch.Tensor
+    std: torch.Tensor
 
-    initial: torch.Tensor
-    posterior: torch.Tensor
-    steps: torch.Tensor | None = None
-    condition: torch.Tensor | None = None
+    @classmethod
+    def from_moments(cls, moments: torch.Tensor) -> "Posterior":
+        """moments: mean and logarithm of the variance, [B, 8, h, w], as a VAE's encoder gives them."""
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        return cls(mean, torch.exp(0.5 * log_variance.clamp(-30, 20)))
 
-
-class Draws:
-    """Standard normal numbers for the pictures `keep` of a batch, drawn in the order in which they are asked for.
-
-    At most one of: seeds, one for each picture of the batch (an int: the same for all), each with a generator of its
-    own, so that a picture's numbers do not depend on its batch; generator, drawn from for the whole batch at once;
-    noise, the numbers themselves. With none of them the seed is 0.
-    """
-
-    def __init__(
-        self,
-        batch: int,
-        keep: Sequence[int],
-        seeds: int | Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
-        noise: Noise | None = None,
-    ):
-        if sum(source is not None for source in (seeds, generator, noise)) > 1:
-            raise InputError("Give at most one of seeds, generator and noise.")
-        self.batch, self.keep, self.generator, self.noise = batch, list(keep), generator, noise
-        if generator is None and noise is None:
-            seeds = [seeds or 0] * batch if seeds is None or isinstance(seeds, int) else list(seeds)
-            if len(seeds) != batch:
-                raise InputError(f"{batch} images came with {len(seeds)} seeds; give one for each image, or one int.")
-            # On the CPU whatever the device, so that a seed means the same noise everywhere.
-            self.generators = [torch.Generator().manual_seed(int(seeds[index])) for index in self.keep]
-
-    def __call__(self, kind: str, shape: Sequence[int], step: int | None = None) -> torch.Tensor:
-        """[len(keep), *shape]. kind: a field of `Noise`; step: for "steps"."""
-        if self.noise is not None:
-            given, wanted = getattr(self.noise, kind), (self.batch, *shape)
-            if given is not None and step is not None:
-                given = given[step] if step < len(given) else None
-            if given is None or tuple(given.shape) != wanted:
-                found = "nothing" if given is None else str(list(given.shape))
-                each = "" if step is None else " for every step"
-                raise InputError(f"Noise: {kind} must be {list(wanted)}{each}, not {found}.")
-            return given[self.keep]
-        if self.generator is not None:
-            return randn((self.batch, *shape), self.generator)[self.keep]
-        return torch.cat([randn((1, *shape), generator) for generator in self.generators])
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        """mean + std * noise; noise as mean, standard normal."""
+        return self.mean + self.std * noise.to(self.mean)
 
 
-def randn(shape: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
-    """Standard normal numbers, float32, on the generator's device."""
-    return torch.randn(tuple(shape), generator=generator, device=generator.device if generator is not None else None)
+def seeded(seeds: Sequence[int]) -> Noise:
+    """Noise from one seed a picture, each with a generator of its own, so that a picture's numbers do not depend on its
+    batch. On the CPU whatever the device, so that a seed means the same noise everywhere."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return lambda shape: torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
 def schedule(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,13 +74,13 @@ def denoised(x: torch.Tensor, output: torch.Tensor, sigma: float, prediction_typ
 
 def sample(
     network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    noise: torch.Tensor,
+    start: torch.Tensor,
     steps: int,
     sampler: str,
     prediction_type: str,
-    draws: Draws,
+    noise: Noise,
 ) -> torch.Tensor:
-    """Runs a sampler from pure noise, [B, 4, h, w], to clean latents of that shape.
+    """Runs a sampler from pure noise, start [B, 4, h, w], to clean latents of that shape.
 
     network: (noisy latent scaled to variance one, timestep) -> prediction; one call a step. sampler: of `SAMPLERS`.
     Numbers are drawn once a step, by "euler" too, which does not use them: such is the published order.
@@ -120,13 +90,12 @@ def sample(
     ancestral = sampler == "euler_ancestral"
     timesteps, sigmas = schedule(steps)
     sigmas = sigmas.tolist()
-    x = noise * sigmas[0]
-    for step, (timestep, sigma, following) in enumerate(zip(timesteps.to(noise.device), sigmas, sigmas[1:])):
+    x = start * sigmas[0]
+    for timestep, sigma, following in zip(timesteps.to(start.device), sigmas, sigmas[1:]):
         output = network(x / (sigma**2 + 1) ** 0.5, timestep).float()
         up = (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5 if ancestral else 0.0
         down = (following**2 - up**2) ** 0.5
         x = x + (x - denoised(x, output, sigma, prediction_type)) / sigma * (down - sigma)
-        if ancestral or draws.noise is None:
-            fresh = draws("steps", x.shape[1:], step)
-            x = x + fresh.to(x) * up if up else x
+        fresh = noise(x.shape[1:])
+        x = x + fresh.to(x) * up if up else x
     return x

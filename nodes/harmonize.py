@@ -4,7 +4,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..diffharmony_models import geometry
-from ..diffharmony_models.sampling import Draws
+from ..diffharmony_models.sampling import seeded
 from . import checks, doubts, schema
 from .host import attachments, running, sampling
 
@@ -112,15 +112,15 @@ class HarmonizeLatent(io.ComfyNode):
         count = len(composite)
         seeds = [(seed if fixed_noise else seed + index) % 2**64 for index in range(count)]
         keep = (~geometry.is_empty(mask)).nonzero().flatten().tolist()
-        draws = Draws(count, keep, seeds)
         posterior = None if latent is not None else running.encode(vae, geometry.resize(composite, size))
         clean = given if posterior is None else posterior.mean
         if not keep:
             return io.NodeOutput({"samples": clean.clone()}, ui=running.warn(NODE, doubts.of_mask(mask)))
 
         # The published order: start noise, posterior, one for each step.
-        noise = draws("initial", clean.shape[1:])
-        spread = draws("posterior", clean.shape[1:])
+        seeds = [seeds[index] for index in keep]
+        draw = seeded(seeds)
+        noise, spread = draw(clean.shape[1:]), draw(clean.shape[1:])
         seen = clean[keep]
         if posterior is not None:
             seen = seen + posterior.std[keep] * spread.to(seen)
@@ -129,9 +129,7 @@ class HarmonizeLatent(io.ComfyNode):
         found = doubts.of_mask(mask) or doubts.of_small_mask(mask[keep], small, size)
         ui = running.warn(NODE, doubts.of_vae(model, vae) + found)
         steps = steps or attachments.steps_of(model)
-        samples = sampling.sample(
-            model, positive, noise, draws, [seeds[index] for index in keep], steps, sampler_name, scheduler
-        )
+        samples = sampling.sample(model, positive, noise, draw, seeds, steps, sampler_name, scheduler)
         checks.finite(samples, "the result", NODE)
         result = clean.to(samples, copy=True)
         result[keep] = samples

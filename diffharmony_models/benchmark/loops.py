@@ -1,23 +1,18 @@
 """What `benchmark` measures with full-size weights: our pipeline and a plain diffusers loop, each in its own process.
 
-`python -m diffharmony_models.benchmark.loops TASK.json` is that process; `benchmark` starts it.
+`python -m diffharmony_models.benchmark.loops TASK.json` is that process; `full` starts it.
 """
 
 import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import InputError, one_line
-
-if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
-
-UNET_WIDTHS, VAE_WIDTHS = (320, 640, 1280, 1280), (128, 256, 512, 512)  # SD 1.5
-TOKENS, TEXT_WIDTH = 77, 768
+from .memory import peak_bytes, reset_peak
+from .processes import last_line
 
 
 def plain_loop(
@@ -52,52 +47,6 @@ def plain_loop(
         return (image / 2 + 0.5).clamp(0, 1)
 
 
-def random_checkpoint(
-    unet_widths: tuple[int, ...] = UNET_WIDTHS, vae_widths: tuple[int, ...] = VAE_WIDTHS
-) -> "Checkpoint":
-    """A Checkpoint of SD 1.5 inpainting's shape with random weights, float32, no refiner.
-
-    Every layer keeps its input's variance.
-    """
-    from .. import checkpoint
-
-    unet, vae = networks(unet_widths, vae_widths)
-    generator = torch.Generator().manual_seed(0)
-    for module in (unet, vae):
-        module.to_empty(device="cpu").requires_grad_(False)
-        for name, tensor in module.named_parameters():
-            if tensor.ndim > 1:
-                tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
-            else:
-                tensor.fill_(name.endswith("weight"))
-    null_text = torch.randn(TOKENS, TEXT_WIDTH, generator=generator)
-    return checkpoint.Checkpoint(
-        "random", checkpoint.part_from(unet), checkpoint.part_from(vae), null_text=null_text, resolution=512
-    )
-
-
-def networks(unet_widths: tuple[int, ...], vae_widths: tuple[int, ...]) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """UNet2DConditionModel and AutoencoderKL of SD 1.5 inpainting, without memory.
-
-    The widths are four multiples of 32 each.
-    """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            in_channels=9,
-            block_out_channels=tuple(unet_widths),
-            attention_head_dim=8,
-            cross_attention_dim=TEXT_WIDTH,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=tuple(vae_widths), layers_per_block=2, sample_size=512,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
-    return unet, vae
-
-
 def main(path: str) -> None:
     """What runs in the measured process: a task in a JSON file, answered in another."""
     task = json.loads(Path(path).read_text())
@@ -122,6 +71,7 @@ def measure(task: dict) -> dict:
     """
     from .. import checkpoint
     from ..pipeline import DiffHarmony
+    from ..settings import Settings
 
     device, kind, side = torch.device(task["device"]), getattr(torch, task["dtype"]), task["resolution"]
     engine = DiffHarmony.from_checkpoint(checkpoint.read(task["path"]), device=device, dtype=kind)
@@ -130,9 +80,8 @@ def measure(task: dict) -> dict:
     mask[..., side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
 
     def ours(steps: int) -> torch.Tensor:
-        latents = engine.harmonize_latents(
-            composite, mask, resolution=side, steps=steps, generator=torch.Generator().manual_seed(0)
-        )
+        settings = Settings(resolution=side, steps=steps)
+        latents = engine.harmonize_latents(composite, mask, settings)
         return engine.decode(latents)
 
     def plain(steps: int) -> torch.Tensor:
@@ -150,39 +99,6 @@ def measure(task: dict) -> dict:
     peak = peak_bytes(device)
     torch.save(image, task["result"])
     return {"seconds": seconds, "peak": peak, "memory": memory}
-
-
-def reset_peak(device: torch.device) -> str:
-    """Starts the measurement of memory anew where the system can, and says what `peak_bytes` will then tell."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return "the GPU's, most that was allocated during the work, weights included"
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
-    except OSError:
-        return "the process's peak, loading included"
-    return "the process's peak during the work, weights included"
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """Peak memory in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if lines:
-            return int(lines[0][1]) * 1024
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def last_line(text: str) -> str:
-    """What a command said last, which is where it names its error."""
-    return (text.strip().splitlines() or ["no word said"])[-1]
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ _ANY_VAE: Schema = {
     "scaling_factor": (Number(1e-3, 1e3), 0.18215),
 }
 _VAE_EXTRAS: Schema = {
+    "force_upcast": (_FLAG, True),
     "latents_mean": (_NONE, None),
     "latents_std": (_NONE, None),
     "shift_factor": (Either(_NONE, OneOf(0)), None),
@@ -91,7 +92,6 @@ VAE: Schema = {
     "_class_name": (OneOf("AutoencoderKL"), "AutoencoderKL"),
     **_ANY_VAE,
     **_VAE_EXTRAS,
-    "force_upcast": (_FLAG, True),
 }
 HARMONY_VAE: Schema = {
     "_class_name": (OneOf("ConditionVAE"), "ConditionVAE"),

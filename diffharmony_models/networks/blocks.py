@@ -1,4 +1,4 @@
-"""Building blocks that the refiner and the Harmony-VAE share. Plain torch, [B, C, H, W].
+"""Building blocks of the refiner. Plain torch, [B, C, H, W].
 
 Their state-dict names are those of diffusers' blocks without a time embedding.
 """
@@ -21,15 +21,14 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, self-attention (head_dim None: one head as wide as the block), residual block."""
 
-    def __init__(self, width: int, head_dim: int | None, norm: dict, attention: bool = True):
+    def __init__(self, width: int, head_dim: int | None, norm: dict):
         super().__init__()
-        self.attentions = nn.ModuleList([Attention(width, head_dim or width, **norm)] if attention else [])
+        self.attentions = nn.ModuleList([Attention(width, head_dim or width, **norm)])
         self.resnets = nn.ModuleList(Resnet(width, width, **norm) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.resnets[0](x)
-        for attention in self.attentions:
-            x = attention(x)
+        x = self.attentions[0](x)
         return self.resnets[1](x)
 
 

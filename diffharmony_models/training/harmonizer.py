@@ -132,7 +132,7 @@ def train(
             prediction_type=given.prediction_type,
             resolution=settings.size,
         )
-        latents = pipeline.harmonize_latents(batch["composite"], batch["mask"], seeds=list(range(len(batch["mask"]))))
+        latents = pipeline.harmonize_latents(batch["composite"], batch["mask"])
         return [batch["composite"], batch["mask"], pipeline.decode(latents), batch["real"]]
 
     loop.train(settings, output, unet, pairs, loss, export=export, sample=sample, made_of=made_of)

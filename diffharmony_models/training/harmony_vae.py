@@ -71,5 +71,5 @@ class Conditioned(torch.nn.Module):
 
     def forward(self, real: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            latent = self.vae.encode(real).mean
+            latent = self.vae.encode(real).latent_dist.mode()
         return self.vae.decode(latent, self.vae.encode_condition(composite, mask))

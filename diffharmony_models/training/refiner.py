@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .. import checkpoint, geometry
+from .. import checkpoint, geometry, sampling
 from ..errors import InputError
 from ..networks.refiner import Refiner, stack
 from ..numbers import whole
+from ..settings import LARGEST_RESOLUTION
+from ..settings import Settings as Harmonizing
 from . import cache, data, loop, recipe, state
 from .harmonizer import recolored
 
@@ -28,7 +30,7 @@ class Settings(recipe.Settings):
     layers: int = recipe.number(2, whole(1, 16), "residual layers a level")
     groups: int = recipe.number(32, whole(1, 1024), "normalisation groups")
     size: int = recipe.number(256, whole(16, 2048), "resolution of the refinement")
-    resolution: int = recipe.number(0, whole(0, 8192), "resolution of stage 1; 0: the checkpoint's own")
+    resolution: int = recipe.number(0, whole(0, LARGEST_RESOLUTION), "resolution of stage 1; 0: the checkpoint's own")
     crop: int = recipe.number(0, whole(0, 2048, multiple_of=8), "side of random crops, a multiple of 8; 0: none")
     cache_outputs: int = recipe.number(
         0,
@@ -130,8 +132,10 @@ def harmonized(
     stage1: "DiffHarmony", batch: dict[str, torch.Tensor], resolution: int, size: int, seeds: list[int]
 ) -> torch.Tensor:
     """Stage 1's picture of a batch, scaled to the refinement's size: [B, 3, size, size] in [0, 1]."""
-    latents = stage1.harmonize_latents(batch["composite"], batch["mask"], resolution=resolution, seeds=seeds)
-    return geometry.resize(stage1.decode(latents), (size, size)).clone()
+    latents = stage1.harmonize_latents(
+        batch["composite"], batch["mask"], Harmonizing(resolution=resolution), noise=sampling.seeded(seeds)
+    )
+    return geometry.resize(stage1.decode(latents), (size, size))
 
 
 class Crops:

@@ -17,9 +17,9 @@ import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 
+from ...diffharmony_models import sampling
 from ...diffharmony_models.errors import InputError
 from ...diffharmony_models.networks import refiner
-from ...diffharmony_models.networks.harmony_vae import Posterior
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class _Moments:
         return self.network.quant_conv(moments) if hasattr(self.network, "quant_conv") else moments
 
 
-def encode(vae: comfy.sd.VAE, composite: torch.Tensor) -> Posterior:
+def encode(vae: comfy.sd.VAE, composite: torch.Tensor) -> sampling.Posterior:
     """[B, 3, H, W] in [0, 1], sides multiples of 8, to the posterior over unscaled latents [B, 4, H / 8, W / 8].
 
     By the VAE's own `encode`, so that its dtype, batches and tiling hold. A VAE without a posterior (TAESD) has no
@@ -47,10 +47,10 @@ def encode(vae: comfy.sd.VAE, composite: torch.Tensor) -> Posterior:
     regularization = type(getattr(network, "regularization", None)).__name__
     if regularization != "DiagonalGaussianRegularizer" or getattr(network, "bn", None) is not None:
         mean = vae.encode(pixels)
-        return Posterior(mean, torch.zeros_like(mean))
+        return sampling.Posterior(mean, torch.zeros_like(mean))
     view = copy.copy(vae)
     view.first_stage_model, view.latent_channels = _Moments(network), 2 * vae.latent_channels
-    return Posterior.from_moments(view.encode(pixels))
+    return sampling.Posterior.from_moments(view.encode(pixels))
 
 
 def decode(vae: comfy.sd.VAE, samples: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,7 @@ def sample(
     model: comfy.model_patcher.ModelPatcher,
     positive: list,
     noise: torch.Tensor,
-    draws: sampling.Draws,
+    draw: sampling.Noise,
     seeds: list[int],
     steps: int,
     sampler_name: str,
@@ -74,7 +74,7 @@ def sample(
 ) -> torch.Tensor:
     """The host's sampler, from pure noise [B, 4, h, w] to unscaled latents.
 
-    What it draws on the way comes from `draws`.
+    What it draws on the way comes from `draw`.
     """
     settings = {"device": model.load_device, "denoise": 1.0, "model_options": model.model_options}
     sigmas = comfy.samplers.KSampler(model, steps, sampler=sampler_name, scheduler=scheduler, **settings).sigmas
@@ -85,7 +85,7 @@ def sample(
             low, high = sigmas[sigmas > 0].min(), sigmas.max()
             fresh = comfy.k_diffusion.sampling.BrownianTreeNoiseSampler(noise, low, high, seed=seeds, cpu=True)
         else:
-            fresh = _StepNoise(draws, noise.shape[1:], model.load_device)
+            fresh = _StepNoise(draw, noise.shape[1:], model.load_device)
         sampler.extra_options = {**sampler.extra_options, "noise_sampler": fresh}
     return comfy.sample.sample_custom(
         model,
@@ -105,9 +105,8 @@ def sample(
 class _StepNoise:
     """A sampler's noise, drawn on the CPU: the same numbers on every device, and for a picture in any batch."""
 
-    def __init__(self, draws: sampling.Draws, shape: torch.Size, device: torch.device):
-        self.draws, self.shape, self.device, self.step = draws, shape, device, 0
+    def __init__(self, draw: sampling.Noise, shape: torch.Size, device: torch.device):
+        self.draw, self.shape, self.device = draw, shape, device
 
     def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
-        self.step += 1
-        return self.draws("steps", self.shape, self.step - 1).to(self.device)
+        return self.draw(self.shape).to(self.device)

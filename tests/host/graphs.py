@@ -5,7 +5,8 @@ import torch
 from harness import Graph, Node
 
 from diffharmony_models import checkpoint as checkpoints
-from diffharmony_models.pipeline import DiffHarmony, Noise
+from diffharmony_models import sampling
+from diffharmony_models.pipeline import DiffHarmony
 
 BUNDLED = "diffharmony-small (bundled)"
 COLORS = "colors.safetensors"  # a file with a colour regressor, of the fixture `regressor`
@@ -81,9 +82,9 @@ def colors(graph: Graph, composite: list, mask: list, **changes) -> Node:
     return graph("HarmonizeColors", composite=composite, mask=mask, **settings)
 
 
-def hosts_noise(shape: tuple, seed: int = SEED, steps: int = STEPS) -> Noise:
+def hosts_noise(shape: tuple, seed: int = SEED, steps: int = STEPS) -> sampling.Noise:
     """What the host's samplers draw on the CPU: the start from the seed, the steps' noise from the next one."""
     initial = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed + 1)
-    fresh = torch.stack([torch.randn(shape, generator=generator) for _ in range(steps)])
-    return Noise(initial, torch.zeros(shape), fresh)
+    numbers = iter([initial, torch.zeros(shape), *(torch.randn(shape, generator=generator) for _ in range(steps))])
+    return lambda shape: next(numbers)

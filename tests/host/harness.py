@@ -1,41 +1,41 @@
-"""A real ComfyUI in a process of its own, and the client that the tests speak to it with.
+"""A real ComfyUI for the tests: `benchmark.server` with a second place for models, nodes for tests and exact tensors.
 
 Its folders are all temporary: no file of the user's installation is read or written, apart from the program itself.
 """
 
-import json
 import os
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 import uuid
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[2]
-PACK = "diffharmony"  # the name of our folder in custom_nodes
-START = 900  # seconds; a minute where the machine has nothing else to do
-RUN = 1800
+from diffharmony_models.benchmark.memory import forget_peak
+from diffharmony_models.benchmark.server import (
+    PACK,
+    ROOT,
+    RUN_SECONDS,
+    START_SECONDS,
+    Failed,
+    Interrupted,
+    Refused,
+    Server,
+)
 
-
-class Refused(Exception):
-    """The host did not take the prompt; str() is everything that it said."""
-
-
-class Failed(Exception):
-    """A node failed. node: its class; str() is the message that the user sees."""
-
-    def __init__(self, message: str, node: str, kind: str):
-        super().__init__(message)
-        self.node, self.kind = node, kind
-
-
-class Interrupted(Exception):
-    """The run was cancelled."""
+__all__ = [
+    "PACK",
+    "ROOT",
+    "RUN_SECONDS",
+    "Failed",
+    "Graph",
+    "Host",
+    "Interrupted",
+    "Refused",
+    "Run",
+    "find",
+    "forget_peak",
+]
 
 
 class Node:
@@ -70,111 +70,26 @@ class Run:
         self.outputs, self.cached = outputs, cached
 
 
-class Host:
-    """A running host. base: its folders (models, input, output, custom_nodes, user); more_models: a second place for
-    models, which its extra_model_paths.yaml names."""
+class Host(Server):
+    """A running host. models, input, output: folders in its base; more_models: a second place for models, which its
+    extra_model_paths.yaml names."""
 
     def __init__(self, root: Path, python: Path, base: Path):
-        self.root, self.python, self.base = root, python, base
         self.models, self.input, self.output = (base / name for name in ("models", "input", "output"))
         self.more_models = base / "elsewhere"
-        self.log = base / "log.txt"
-        self.process = None
-
-    def start(self) -> None:
-        for folder in (
-            "models/diffharmony",
-            "input",
-            "output",
-            "user",
-            "temp",
-            "custom_nodes",
-            "elsewhere/harmonizers",
-        ):
-            (self.base / folder).mkdir(parents=True, exist_ok=True)
-        (self.base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
-        (self.base / "custom_nodes" / "diffharmony_testing.py").symlink_to(Path(__file__).with_name("testing_nodes.py"))
-        paths = self.base / "extra_model_paths.yaml"
+        paths = base / "extra_model_paths.yaml"
+        super().__init__(root, python, base, "--cpu", "--extra-model-paths-config", paths)
+        (self.more_models / "harmonizers").mkdir(parents=True)
+        (base / "custom_nodes" / "diffharmony_testing.py").symlink_to(Path(__file__).with_name("testing_nodes.py"))
         paths.write_text(f"elsewhere:\n    base_path: {self.more_models}\n    diffharmony: harmonizers\n")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        command = [self.python, "main.py", "--cpu", "--port", self.address.rpartition(":")[2], "--disable-auto-launch"]
-        command += ["--base-directory", self.base, "--extra-model-paths-config", paths, "--disable-api-nodes"]
-        command += ["--database-url", f"sqlite:///{self.base / 'comfyui.db'}"]
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                list(map(str, command)), cwd=self.root, stdout=log, stderr=subprocess.STDOUT
-            )
-        end = time.monotonic() + START
-        while True:
-            try:
-                self.get("/system_stats")
-                return
-            except OSError:
-                pass
-            if self.process.poll() is not None or time.monotonic() > end:
-                self.stop()
-                raise RuntimeError(f"ComfyUI in {self.root} did not start:\n{self.said()[-3000:]}")
-            time.sleep(0.5)
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-    def read(self, path: str) -> bytes:
-        """A file that the host serves."""
-        with urllib.request.urlopen(self.address + path, timeout=60) as answer:
-            return answer.read()
-
-    def get(self, path: str):
-        return json.loads(self.read(path))
-
-    def post(self, path: str, content: dict):
-        data = json.dumps(content).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            body = answer.read()
-        return json.loads(body) if body else None
 
     def queue(self, prompt: Graph | dict) -> str:
-        """Queues a prompt and gives its id; Refused where the host does not take it."""
-        content = prompt.prompt if isinstance(prompt, Graph) else prompt
-        try:
-            return self.post("/prompt", {"prompt": content, "client_id": uuid.uuid4().hex})["prompt_id"]
-        except urllib.error.HTTPError as error:
-            answer = json.loads(error.read())
-            faults = [answer["error"]] + [each for node in answer["node_errors"].values() for each in node["errors"]]
-            raise Refused("; ".join(f"{each['message']}: {each['details']}" for each in faults)) from None
-
-    def wait(self, identity: str) -> Run:
-        """What became of a queued prompt; Failed or Interrupted where it did not end well."""
-        end = time.monotonic() + RUN
-        while identity not in (history := self.get(f"/history/{identity}")):
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"The host did not finish:\n{self.said()[-3000:]}")
-            time.sleep(0.02)
-        entry = history[identity]
-        cached = set()
-        for kind, content in entry["status"]["messages"]:
-            if kind == "execution_error":
-                raise Failed(content["exception_message"].strip(), content["node_type"], content["exception_type"])
-            if kind == "execution_interrupted":
-                raise Interrupted
-            if kind == "execution_cached":
-                cached |= set(content["nodes"])
-        return Run(entry["outputs"], cached)
+        return super().queue(prompt.prompt if isinstance(prompt, Graph) else prompt)
 
     def run(self, prompt: Graph | dict) -> Run:
-        return self.wait(self.queue(prompt))
+        entry = self.wait(self.queue(prompt))
+        cached = (content["nodes"] for kind, content in entry["status"]["messages"] if kind == "execution_cached")
+        return Run(entry["outputs"], set().union(*cached))
 
     def give(self, **tensors: torch.Tensor) -> str:
         """Lays tensors down for the node TestLoad; gives the name under which it finds them."""
@@ -196,14 +111,11 @@ class Host:
     def script(self, code: str, *arguments: str) -> str:
         """What a script prints that runs by the host's Python in the host's folder, without a server."""
         command = [self.python, "-c", code, *arguments]
-        done = subprocess.run(list(map(str, command)), cwd=self.root, capture_output=True, text=True, timeout=START)
+        done = subprocess.run(
+            list(map(str, command)), cwd=self.root, capture_output=True, text=True, timeout=START_SECONDS
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
-
-
-def forget_peak(process: int) -> None:
-    """From now on the peak of a process's memory is that of what comes; on Linux."""
-    Path(f"/proc/{process}/clear_refs").write_text("5")
 
 
 def find() -> tuple[Path, Path] | str:

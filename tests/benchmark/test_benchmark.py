@@ -4,7 +4,6 @@ Nothing here is timed.
 """
 
 import json
-import subprocess
 import sys
 import time
 
@@ -13,10 +12,11 @@ import torch
 
 from diffharmony_models import checkpoint
 from diffharmony_models.__main__ import main
-from diffharmony_models.benchmark import loops
+from diffharmony_models.benchmark import loops, processes, random_weights, tables
 from diffharmony_models.benchmark import runs as benchmark
 from diffharmony_models.networks.refiner import Refiner
 from diffharmony_models.pipeline import DiffHarmony
+from diffharmony_models.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ WIDTHS = (32, 64, 64, 64)
 
 @pytest.fixture(scope="module")
 def tiny():
-    return loops.random_checkpoint(WIDTHS, WIDTHS)
+    return random_weights.random_checkpoint(WIDTHS, WIDTHS)
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -37,7 +37,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_the_published_shape():
-    unet, vae = loops.networks(loops.UNET_WIDTHS, loops.VAE_WIDTHS)
+    unet, vae = random_weights.networks(random_weights.UNET_WIDTHS, random_weights.VAE_WIDTHS)
     millions = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (unet, vae)]
     assert millions == pytest.approx([859.5, 83.7], abs=0.1)  # SD 1.5 inpainting's
 
@@ -57,38 +57,23 @@ def test_the_plain_loop_is_the_same_method(tiny, steps):
     engine = DiffHarmony.from_checkpoint(tiny, dtype=torch.float32)
     composite, mask = torch.rand(1, 3, 64, 128), torch.zeros(1, 1, 64, 128)
     mask[..., 16:40, 24:96] = 1
-    seeded = lambda seed=0: torch.Generator().manual_seed(seed)  # noqa: E731
-    plain = loops.plain_loop(engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, seeded())
+    generator = torch.Generator().manual_seed(0)
+    plain = loops.plain_loop(engine.vae, engine.unet, engine.null_text[None], composite, mask, steps, generator)
 
     def ours(seed: int) -> torch.Tensor:
-        return engine.decode(
-            engine.harmonize_latents(composite, mask, resolution=90, steps=steps, generator=seeded(seed))
-        )
+        settings = Settings(resolution=90, steps=steps, seed=seed)
+        return engine.decode(engine.harmonize_latents(composite, mask, settings))
 
     assert plain.shape == composite.shape
-    assert benchmark._decibels(ours(0), plain) >= 50
-    assert benchmark._decibels(ours(1), plain) < 40  # other noise shows
+    assert tables.decibels(ours(0), plain) >= 50
+    assert tables.decibels(ours(1), plain) < 40  # other noise shows
 
 
-def test_full_size_part(tmp_path, capsys):
-    figures = tmp_path / "figures.json"
-    words = [
-        "--only",
-        "full",
-        "--widths",
-        *map(str, WIDTHS),
-        "--resolution",
-        "64",
-        "--steps",
-        "2",
-        "--repeats",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    assert main(["benchmark", *words, "--dtype", "bfloat16", "--json", str(figures)]) == 0
+def test_full_size_part(capsys):
+    settings = benchmark.Settings("full", "cpu", 1, 2, resolution=64, dtype=torch.bfloat16, widths=WIDTHS)
+    found = benchmark.run(settings)["full"]
     printed = capsys.readouterr().out
-    table, found = rows(printed), json.loads(figures.read_text())["full"]
+    table = rows(printed)
     for kind in ("float32", "bfloat16"):
         assert found[kind]["ratio_seconds"] > 0
         assert found[kind]["ratio_seconds"] == pytest.approx(
@@ -112,26 +97,19 @@ def test_demo_and_its_checkpoint(tiny, tmp_path, capsys):
     torch.manual_seed(0)
     whole = checkpoint.Checkpoint("tiny", tiny.unet, tiny.vae, null_text=tiny.null_text, resolution=64)
     whole.refiner = checkpoint.part_from(Refiner(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4))
-    weights, figures = tmp_path / "tiny.safetensors", tmp_path / "figures.json"
+    weights = tmp_path / "tiny.safetensors"
     checkpoint.write(whole, weights)
-    words = ["--only", "demo", "--checkpoint", str(weights), "--repeats", "1", "--device", "cpu"]
-    assert main(["benchmark", *words, "--json", str(figures)]) == 0
-    table, found = rows(capsys.readouterr().out), json.loads(figures.read_text())["demo"]
+    found = benchmark.run(benchmark.Settings("demo", "cpu", 1, checkpoint=weights))["demo"]
+    table = rows(capsys.readouterr().out)
     assert table["bound, on two CPU cores"] == ["20.0", "1500"]
-    usual = found["dtype"]
-    assert found[usual]["seconds"] > 0 and float(table[f"{usual}, the default"][0]) == pytest.approx(
-        found[usual]["seconds"], abs=0.06
-    )
-    assert sys.platform == "win32" or found[usual]["peak_mb"] > 100
-    assert usual == "float32" or found["cost_db"] > 20
+    assert found["seconds"] > 0 and float(table["ours"][0]) == pytest.approx(found["seconds"], abs=0.06)
+    assert sys.platform == "win32" or found["peak_mb"] > 100
 
 
-def test_import_part(tmp_path, capsys):
-    figures = tmp_path / "figures.json"
+def test_import_part(capsys):
     start = time.perf_counter()
-    assert main(["benchmark", "--only", "import", "--repeats", "1", "--json", str(figures)]) == 0
-    whole = time.perf_counter() - start
-    printed, found = capsys.readouterr().out, json.loads(figures.read_text())["import"]
+    found = benchmark.run(benchmark.Settings("import", repeats=1))["import"]
+    whole, printed = time.perf_counter() - start, capsys.readouterr().out
     assert 0 < found["seconds"] < whole and found["loaded"] == []
     assert rows(printed)["median"] == [f"{found['seconds']:.3f}"] and rows(printed)["bound"] == ["3.000"]
     assert "Pulls in none of" in printed
@@ -140,7 +118,7 @@ def test_import_part(tmp_path, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no peak memory")
 def test_memory_is_that_of_the_command_alone(tmp_path):
     hold = torch.ones(100_000_000)  # 400 MB that are this process's, not the command's
-    found = benchmark._launch([sys.executable, "-S", "-c", "x = b'x' * 50_000_000"], tmp_path)
+    found = processes.launch([sys.executable, "-S", "-c", "x = b'x' * 50_000_000"], tmp_path)
     assert hold[-1] == 1
     assert 50e6 < found["peak"] < 150e6
     assert found["seconds"] > 0 and found["code"] == 0
@@ -149,13 +127,12 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can measure anew")
 def test_memory_of_the_work_leaves_out_what_was_freed_before():
     code = (
-        "import torch; from diffharmony_models.benchmark import loops as b; cpu = torch.device('cpu')\n"
+        "import torch; from diffharmony_models.benchmark import memory as b; cpu = torch.device('cpu')\n"
         "x = torch.ones(50_000_000); del x; before = b.peak_bytes(cpu); told = b.reset_peak(cpu)\n"
         "print(before, b.peak_bytes(cpu), 'during' in told)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=benchmark._environment(), capture_output=True, text=True, check=True
-    )
+    done = processes.python("-c", code)
+    assert done.returncode == 0, done.stderr
     before, after, anew = done.stdout.split()
     if anew == "False":
         pytest.skip("this system does not let a process reset its peak")
@@ -166,15 +143,11 @@ def test_memory_of_the_work_leaves_out_what_was_freed_before():
     ("words", "said"),
     [
         (["--only", "speed"], "choose from"),
-        (["--repeats", "0"], "1 or more"),
-        (["--steps", "1"], "2 or more"),
-        (["--resolution", "500"], "multiple of 64"),
-        (["--widths", "32", "64", "64", "70"], "multiple of 32"),
-        (["--dtype", "int7"], "unknown dtype"),
+        (["--repeats", "0"], "from 1"),
+        (["--steps", "1"], "from 2"),
         (["--device", "abacus"], "no device 'abacus'"),
-        (["--composite", "a.png"], "go together"),
-        (["--only", "demo", "--composite", "a.png", "--mask", "b.png"], "a.png is not there"),
-        (["--json", "nowhere/at/all.json"], "folder that exists"),
+        (["--only", "host"], "needs --comfyui"),
+        (["--comfyui", "."], "no main.py"),
     ],
 )
 def test_bad_input_is_told_in_one_line(words, said, tmp_path, capsys, monkeypatch):
@@ -187,7 +160,7 @@ def test_bad_input_is_told_in_one_line(words, said, tmp_path, capsys, monkeypatc
 def test_a_command_that_fails_speaks_for_itself(tmp_path):
     missing = tmp_path / "missing.png"
     with pytest.raises(ValueError, match=r"harmonize.* failed: .*missing\.png"):
-        benchmark._launch(
+        processes.launch(
             [sys.executable, "-m", "diffharmony_models", "harmonize", missing, missing, tmp_path / "out.png"], tmp_path
         )
 
@@ -195,7 +168,7 @@ def test_a_command_that_fails_speaks_for_itself(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_process_that_is_killed_is_told(tmp_path):
     with pytest.raises(ValueError, match="signal 9, most likely for want of memory"):
-        benchmark._launch([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path)
+        processes.launch([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path)
 
 
 def test_weights_that_cannot_be_read_are_told(tmp_path):
