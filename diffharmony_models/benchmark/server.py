@@ -101,10 +101,14 @@ class Server:
         """Its log."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def read(self, path: str) -> bytes:
+        """A file that it serves."""
+        with _OPEN(self.address + path, timeout=60) as answer:
+            return answer.read()
+
     def get(self, path: str) -> Any:
         """What it answers, read from JSON."""
-        with _OPEN(self.address + path, timeout=60) as answer:
-            return json.loads(answer.read())
+        return json.loads(self.read(path))
 
     def post(self, path: str, content: dict) -> Any:
         """What it answers, read from JSON; None for nothing."""
