@@ -103,8 +103,9 @@ class Engine:
         harmonizing: settings.Settings | None = None,
     ):
         """checkpoint: None is the bundled one. methods, endings: those that are scored; none: `METHODS` and
-        `USUAL_ENDINGS`, as far as there are parts for them. harmonizing: all else that is chosen. In float32, so that figures do not depend on the device. InputError at once
-        for a checkpoint that cannot harmonize: a part missing, NaN in its weights.
+        `USUAL_ENDINGS`, as far as there are parts for them. harmonizing: all else that is chosen. In float32, so that
+        figures do not depend on the device. InputError at once for a checkpoint that cannot harmonize: a part missing,
+        NaN in its weights.
         """
         from .. import checkpoint as checkpoints
         from .. import pipeline
