@@ -67,9 +67,13 @@ def faults(workflow: dict) -> list[str]:
     areas = {title: (x, y, x + width, y + height) for title, x, y, width, height in groups}
     found = []
     for one, mine in boxes.items():
-        found += [f"{names[one]} and {names[other]} overlap" for other in boxes if other < one and overlap(mine, boxes[other])]
+        found += [
+            f"{names[one]} and {names[other]} overlap" for other in boxes if other < one and overlap(mine, boxes[other])
+        ]
         inside = [area for area in areas.values() if overlap(mine, area)]
-        if len(inside) > 1 or any(mine[0] < a[0] or mine[1] < a[1] + TITLE or mine[2] > a[2] or mine[3] > a[3] for a in inside):
+        if len(inside) > 1 or any(
+            mine[0] < a[0] or mine[1] < a[1] + TITLE or mine[2] > a[2] or mine[3] > a[3] for a in inside
+        ):
             found.append(f"{names[one]} sticks out of a group")
     for ends, points in wires(workflow):
         for start, end in zip(points, points[1:]):
@@ -85,7 +89,9 @@ def faults(workflow: dict) -> list[str]:
         share = sum((b[2] - b[0]) * (b[3] - b[1]) for b in held) / ((area[2] - area[0]) * (area[3] - area[1]))
         if share < FULLEST:
             found.append(f'the group "{title}" is {100 * share:.0f} % full')
-        found += [f"groups {title} and {other} overlap" for other in areas if other < title and overlap(area, areas[other])]
+        found += [
+            f"groups {title} and {other} overlap" for other in areas if other < title and overlap(area, areas[other])
+        ]
     left, top, right, bottom = (pick(b[i] for b in boxes.values()) for i, pick in enumerate((min, min, max, max)))
     if right - left > LARGEST[0] or bottom - top > LARGEST[1]:
         found.append(f"it is {right - left:.0f} x {bottom - top:.0f}, which opens below the zoom of text")
@@ -99,11 +105,16 @@ def test_a_workflow_can_be_read(path):
 
 def test_what_cannot_be_read_is_found():
     """Two nodes one on the other, a wire behind a third, an empty group, and a graph too wide."""
-    nodes = [{"id": n, "type": f"N{n}", "pos": [x, 0], "size": [100, 50]} for n, x in ((1, 0), (2, 150), (3, 3000), (4, 3050))]
+    nodes = [
+        {"id": n, "type": f"N{n}", "pos": [x, 0], "size": [100, 50]}
+        for n, x in ((1, 0), (2, 150), (3, 3000), (4, 3050))
+    ]
     groups = [{"title": "empty", "bounding": [0, 500, 100, 100]}]
     workflow = {"nodes": nodes, "links": [[1, 1, 0, 3, 0, "IMAGE"]], "groups": groups, "extra": {}}
     words = " | ".join(faults(workflow))
-    assert "4 N4 and 3 N3 overlap" in words and "runs behind 2 N2" in words and "0 % full" in words and "3150 x" in words
+    assert (
+        "4 N4 and 3 N3 overlap" in words and "runs behind 2 N2" in words and "0 % full" in words and "3150 x" in words
+    )
     bends = [{"id": 1, "pos": [120, 100]}, {"id": 2, "parentId": 1, "pos": [2900, 100]}]
     workflow["extra"] = {"reroutes": bends, "linkExtensions": [{"id": 1, "parentId": 2}]}
     assert "runs behind" not in " | ".join(faults(workflow)), "a wire goes where its reroutes lead it"

@@ -5,7 +5,6 @@ import { app } from "../../../scripts/app.js"
 
 const EXAMPLES = [
   "diffharmony_astronaut.jpg",
-  "diffharmony_astronaut.png",
   "diffharmony_astronaut_mask.png",
   "diffharmony_clip.mp4",
   "diffharmony_clip_mask.webm",
