@@ -3,6 +3,7 @@
 Read off the files alone. How the page shows them is in tests/host/test_host_layout.py.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,11 @@ def box(node: dict) -> Box:
 
 def overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def within(mine: Box, area: Box) -> bool:
+    """Whether a node stands in a group, below its title."""
+    return mine[0] >= area[0] and mine[1] >= area[1] + TITLE and mine[2] <= area[2] and mine[3] <= area[3]
 
 
 def crosses(start: Point, end: Point, other: Box) -> bool:
@@ -67,31 +73,25 @@ def faults(workflow: dict) -> list[str]:
     areas = {title: (x, y, x + width, y + height) for title, x, y, width, height in groups}
     found = []
     for one, mine in boxes.items():
-        found += [
-            f"{names[one]} and {names[other]} overlap" for other in boxes if other < one and overlap(mine, boxes[other])
-        ]
-        inside = [area for area in areas.values() if overlap(mine, area)]
-        if len(inside) > 1 or any(
-            mine[0] < a[0] or mine[1] < a[1] + TITLE or mine[2] > a[2] or mine[3] > a[3] for a in inside
-        ):
+        covered = [other for other in boxes if other < one and overlap(mine, boxes[other])]
+        found += [f"{names[one]} and {names[other]} overlap" for other in covered]
+        touched = [area for area in areas.values() if overlap(mine, area)]
+        if len(touched) > 1 or not all(within(mine, area) for area in touched):
             found.append(f"{names[one]} sticks out of a group")
     for ends, points in wires(workflow):
-        for start, end in zip(points, points[1:]):
-            found += [
-                f"a wire {[names[each] for each in ends]} runs behind {names[other]}"
-                for other in boxes
-                if other not in ends and crosses(start, end, boxes[other])
-            ]
+        wire = f"a wire {[names[each] for each in sorted(ends)]}"
+        others = [other for other in boxes if other not in ends]
+        for start, end in itertools.pairwise(points):
+            found += [f"{wire} runs behind {names[other]}" for other in others if crosses(start, end, boxes[other])]
         if len(points) == 2 and points[0][0] >= points[1][0]:
-            found.append(f"a wire {[names[each] for each in ends]} runs back")
+            found.append(f"{wire} runs back")
     for title, area in areas.items():
         held = [each for each in boxes.values() if overlap(each, area)]
         share = sum((b[2] - b[0]) * (b[3] - b[1]) for b in held) / ((area[2] - area[0]) * (area[3] - area[1]))
         if share < FULLEST:
             found.append(f'the group "{title}" is {100 * share:.0f} % full')
-        found += [
-            f"groups {title} and {other} overlap" for other in areas if other < title and overlap(area, areas[other])
-        ]
+        met = [other for other in areas if other < title and overlap(area, areas[other])]
+        found += [f"the groups {title} and {other} overlap" for other in met]
     left, top, right, bottom = (pick(b[i] for b in boxes.values()) for i, pick in enumerate((min, min, max, max)))
     if right - left > LARGEST[0] or bottom - top > LARGEST[1]:
         found.append(f"it is {right - left:.0f} x {bottom - top:.0f}, which opens below the zoom of text")

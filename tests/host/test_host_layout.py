@@ -1,5 +1,5 @@
-"""Every workflow can be read when it is opened: in a window of 1600 x 1000 the page draws its words, and all of it is in
-view. How it is laid out is in tests/test_workflows.py."""
+"""Every workflow can be read when it is opened: in a window of 1600 x 1000 the page draws its words, and all of it is
+in view. How it is laid out is in tests/test_workflows.py."""
 
 import browser
 import pytest

@@ -67,11 +67,8 @@ def lay(host, graph: Graph, height: int = 96, width: int = 128, seed: int = 0) -
     none, as ComfyUI's mask editor does, transparent in the foreground.
     """
     composite, mask = pictures.composites(1, height, width, seed)
-    files = {
-        node["class_type"]: node["inputs"]["image"]
-        for node in graph.prompt.values()
-        if "Load" in node["class_type"] and "image" in node["inputs"]
-    }
+    loaders = [node for node in graph.prompt.values() if node["class_type"] in ("LoadImage", "LoadImageMask")]
+    files = {node["class_type"]: node["inputs"]["image"] for node in loaders}
     if "LoadImageMask" in files:
         pictures.write(host.input / files["LoadImageMask"], mask[0])
         pictures.write(host.input / files["LoadImage"], composite[0])
