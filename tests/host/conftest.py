@@ -42,9 +42,13 @@ def regressor(host) -> ColorRegressor:
 
 @pytest.fixture(scope="session")
 def published(host):
-    """The folder of the published weights in models/diffharmony, at tiny width; its checkpoint is "base"."""
+    """The folder of the published weights in models/diffharmony, at tiny width; its checkpoint is "base".
+
+    Beside it lies the one file that `convert` makes of it, which the workflows name.
+    """
     folder = host.models / "diffharmony"
     weights.published(folder)
+    checkpoints.write(checkpoints.read(folder / "base"), folder / "diffharmony.safetensors")
     return folder
 
 

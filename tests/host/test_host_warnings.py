@@ -11,7 +11,7 @@ from harness import ROOT, Graph
 
 HEIGHT, WIDTH = 96, 128
 KEY = "diffharmony_warnings"
-EXAMPLE = "diffharmony_astronaut.png"
+EXAMPLE = ("diffharmony_astronaut.jpg", "diffharmony_astronaut_mask.png")
 
 
 def stage1(graph: Graph, shared: dict):
@@ -106,9 +106,10 @@ def test_a_foreground_that_the_model_cannot_see(host, stage):
 
 
 def lay(host, mask: torch.Tensor) -> None:
-    """The composite with this mask, as ComfyUI's mask editor saves it, where the workflow looks for its picture."""
+    """The composite and this mask, where the workflow looks for them."""
     composite, _ = pictures.composites(1, HEIGHT, WIDTH)
-    pictures.write(host.input / EXAMPLE, torch.cat([composite[0], 1 - mask[0]]))
+    for name, picture in zip(EXAMPLE, (composite[0], mask[0])):
+        pictures.write(host.input / name, picture)
 
 
 def test_the_page_shows_a_doubt_until_it_is_settled(host, tab):
@@ -117,7 +118,7 @@ def test_the_page_shows_a_doubt_until_it_is_settled(host, tab):
     """
     _, mask = pictures.composites(1, HEIGHT, WIDTH)
     lay(host, 1 - mask)
-    tab.open(ROOT / "workflows" / "colors_then_diffusion.json")
+    tab.open(ROOT / "workflows" / "quick_start.json")
     tab.change("HarmonizeLatent", resolution=64)
     tab.queue()
     (message,) = tab.messages()

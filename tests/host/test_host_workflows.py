@@ -10,12 +10,11 @@ import ui_format
 from graphs import hosts_noise
 from harness import ROOT, Graph
 
-from diffharmony_models import recolor
+from diffharmony_models import recolor, transfer
 from diffharmony_models.settings import Settings
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 OURS = {"HarmonizeColors", "HarmonizeLatent", "RefineResidual", "TransferToFullResolution", "VAEDecodeHigherRes"}
-TITLE = 30  # height of a node's title bar
 BOUND = 45  # dB, of 8 bit pictures; rounding alone leaves 59
 
 
@@ -39,6 +38,12 @@ def workflow(host, name: str) -> Graph:
     return Graph(ui_format.prompt(read(name), host))
 
 
+def knows(host, name: str) -> bool:
+    """Whether the host has every node of a workflow: some are newer than the oldest host that the pack runs in."""
+    known = host.get("/object_info")
+    return all(node["type"] in known for node in read(name)["nodes"] if node["type"] not in ui_format.NOTES)
+
+
 def only(graph: Graph, class_type: str, title: str | None = None) -> str:
     """The id of the one node of a class (and with these words in its title)."""
     found = [key for key, node in graph.prompt.items() if node["class_type"] == class_type]
@@ -59,23 +64,30 @@ def wire(graph: Graph, class_type: str, name: str) -> list:
 
 
 def lay(host, graph: Graph, height: int = 96, width: int = 128, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Puts a composite where the workflow looks for it, masked as ComfyUI's mask editor does: transparent in the
-    foreground.
+    """Puts a composite where the workflow looks for it, and its mask: in a file of its own, or, where the workflow has
+    none, as ComfyUI's mask editor does, transparent in the foreground.
     """
     composite, mask = pictures.composites(1, height, width, seed)
-    painted = torch.cat([composite[0], 1 - mask[0]])
-    pictures.write(host.input / graph.prompt[only(graph, "LoadImage")]["inputs"]["image"], painted)
+    loaders = [node for node in graph.prompt.values() if node["class_type"] in ("LoadImage", "LoadImageMask")]
+    files = {node["class_type"]: node["inputs"]["image"] for node in loaders}
+    if "LoadImageMask" in files:
+        pictures.write(host.input / files["LoadImageMask"], mask[0])
+        pictures.write(host.input / files["LoadImage"], composite[0])
+    else:
+        pictures.write(host.input / files["LoadImage"], torch.cat([composite[0], 1 - mask[0]]))
     return composite, mask
+
+
+def shown(host, outputs: dict, node: str) -> torch.Tensor:
+    """The one picture that an output node saved or shows."""
+    (told,) = outputs[node]["images"]
+    folder = host.output if told["type"] == "output" else host.base / "temp"
+    return pictures.read(folder / told["subfolder"] / told["filename"])
 
 
 def result(host, graph: Graph) -> torch.Tensor:
     """The picture that the workflow saves."""
-    outputs = host.run(graph).outputs
-    saved = outputs[only(graph, "SaveImage")]["images"]
-    assert len(saved) == 1
-    compared = outputs[only(graph, "ImageCompare")]
-    assert len(compared["a_images"]) == len(compared["b_images"]) == 1
-    return pictures.read(host.output / saved[0]["subfolder"] / saved[0]["filename"])
+    return shown(host, host.run(graph).outputs, only(graph, "SaveImage"))
 
 
 def compare(found: torch.Tensor, expected: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor) -> None:
@@ -86,22 +98,19 @@ def compare(found: torch.Tensor, expected: torch.Tensor, composite: torch.Tensor
 
 
 def test_quick_start(host, bundled):
+    """The colours alone, and the diffusion model after them as on the command line: the transfer goes to the recoloured
+    picture."""
     graph = workflow(host, "quick_start")
     composite, mask = lay(host, graph)
-    compare(result(host, graph), bundled(composite, mask, Settings(method="colors")).refined, composite, mask)
-
-
-def test_colors_then_diffusion(host, bundled):
-    """The transfer goes to the recoloured picture, as on the command line; compared is the original."""
-    graph = workflow(host, "colors_then_diffusion")
-    composite, mask = lay(host, graph)
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
-    settings = {"method": "both", "resolution": 128, "seeds": 3, "harmony_vae": False}
     recolored = [only(graph, "HarmonizeColors"), 0]
     assert all(wire(graph, name, "composite") == recolored for name in ("HarmonizeLatent", "TransferToFullResolution"))
-    found = result(host, graph)
-    compare(found, bundled(composite, mask, **settings).refined, composite, mask)
+    outputs = host.run(graph).outputs
     colors = bundled(composite, mask, Settings(method="colors")).refined
+    compare(shown(host, outputs, only(graph, "SaveImage")), colors, composite, mask)
+    found = shown(host, outputs, only(graph, "PreviewImage"))
+    settings = Settings(method="both", resolution=128, seed=3)
+    compare(found, bundled(composite, mask, settings).refined, composite, mask)
     assert pictures.psnr(found, colors) < BOUND, "the diffusion model has changed nothing"
 
 
@@ -110,6 +119,7 @@ def test_published_weights(host, base):
     composite, mask = lay(host, graph)
     assert graph.prompt[only(graph, "HarmonizeLatent")]["inputs"]["resolution"] == 1024
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
+    change(graph, "LoadDiffHarmony", checkpoint="base")
     expected = base(composite, mask, Settings(resolution=128, seed=3, ending="paper")).refined
     compare(result(host, graph), expected, composite, mask)
 
@@ -151,6 +161,7 @@ def test_inpaint_harmonize(host, base, sd15):
     _, hole = lay(host, graph, 160, 150)
     change(graph, "ImageScale", width=128, height=128)
     change(graph, "KSampler", steps=1)
+    change(graph, "LoadDiffHarmony", checkpoint="base")
     change(graph, "HarmonizeLatent", seed=3)
     names = ("composite", "mask", "latent")
     composite, mask, latent = host.fetch(graph, *(wire(graph, "HarmonizeLatent", name) for name in names))
@@ -191,10 +202,37 @@ def test_video_frames(host, bundled):
     saved = outputs[only(graph, "SaveVideo")]["images"][0]
     described = json.loads(host.script(DESCRIBE, host.output / saved["subfolder"] / saved["filename"]))
     assert described == {"frames": 16, "width": 384, "height": 256, "rate": 12}
-    compared = outputs[only(graph, "ImageCompare")]
-    for side, frame in (("a_images", composite[:1]), ("b_images", found[:1])):
-        (picture,) = compared[side]
-        assert pictures.psnr(pictures.read(host.base / "temp" / picture["filename"]), frame) > 50
+
+
+def test_relit_to_full_size(host):
+    """The relit picture's colours on the original's own pixels, and nothing changed outside the mask."""
+    graph = workflow(host, "relit_to_full_size")
+    composite, mask = pictures.composites(1, 96, 128)
+    relit = (composite * torch.tensor([1.2, 1.0, 0.7])[:, None, None]).clamp(0, 1)
+    relit = torch.nn.functional.interpolate(relit, (48, 64), mode="area")
+    for title, picture in {"original": composite, "relit": relit}.items():
+        name = graph.prompt[only(graph, "LoadImage", title)]["inputs"]["image"]
+        pictures.write(host.input / name, picture[0])
+    pictures.write(host.input / graph.prompt[only(graph, "LoadImageMask")]["inputs"]["image"], mask[0])
+    relit = (relit * 255).round() / 255
+    compare(result(host, graph), transfer.transfer(relit, composite, mask), composite, mask)
+
+
+def test_find_the_foreground(host, bundled):
+    """With a mask from a file in place of what the host's own model would find, whose weights cannot lie here."""
+    if not knows(host, "find_the_foreground"):
+        pytest.skip("this host has no background removal")
+    graph = workflow(host, "find_the_foreground")
+    composite, mask = lay(host, graph)
+    pictures.write(host.input / "found.png", mask[0])
+    removal = only(graph, "RemoveBackground")
+    assert graph.prompt.pop(only(graph, "LoadBackgroundRemovalModel")) and wire(graph, "HarmonizeColors", "mask") == [
+        removal,
+        0,
+    ]
+    graph.prompt[removal] = {"class_type": "LoadImageMask", "inputs": {"image": "found.png", "channel": "red"}}
+    pictures.write(host.input / graph.prompt[only(graph, "LoadImage")]["inputs"]["image"], composite[0])
+    compare(result(host, graph), bundled(composite, mask, Settings(method="colors")).refined, composite, mask)
 
 
 def test_every_workflow_is_tested():
@@ -205,6 +243,8 @@ def test_every_workflow_is_tested():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_host_knows_every_node_and_setting(host, path):
     """Names, numbers and choices as the host offers them; only files are not looked for."""
+    if not knows(host, path.stem):
+        pytest.skip("this host is older than the workflow's nodes")
     for node in workflow(host, path.stem).prompt.values():
         info = host.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]
         known = {**info["required"], **info.get("optional", {})}
@@ -223,16 +263,11 @@ def test_a_workflow_says_what_it_needs(path):
         if node["type"] != "MarkdownNote":
             ours = "DiffHarmony" in node["type"] or node["type"] in OURS
             assert node["properties"]["cnr_id"] == ("diffharmony-nodes" if ours else "comfy-core")
-        if node["type"] in ("CheckpointLoaderSimple", "VAELoader"):
+        file = str(node.get("widgets_values", [""])[:1])
+        if ".safetensors" in file:
             (model,) = node["properties"]["models"]
-            assert model["name"] == node["widgets_values"][0] == model["url"].rpartition("/")[2]
-
-
-def test_nodes_do_not_overlap():
-    """Not even by their title bars, which stand above their positions."""
-    for path in FILES:
-        boxes = [(*node["pos"], *node["size"], node["type"]) for node in read(path.stem)["nodes"]]
-        for index, (x, y, width, height, name) in enumerate(boxes):
-            for left, top, wide, high, other in boxes[:index]:
-                apart = x >= left + wide or left >= x + width or y - TITLE >= top + high or top - TITLE >= y + height
-                assert apart, f"{path.stem}: {name} and {other}"
+            assert (
+                model["name"] == node["widgets_values"][0]
+                and model["directory"]
+                and model["url"].startswith("https://")
+            )

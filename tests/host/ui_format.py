@@ -19,7 +19,7 @@ TYPED = {
 SENT = {
     "IMAGECOMPARE": {"__value__": ["", ""]}
 }  # widgets whose value is not in the file, and what the page sends for them
-UPLOADS = ("image_upload", "video_upload")  # loaders with these have one value more, of their upload button
+UPLOADS = ("image_upload", "video_upload")  # loaders with these have one value more, the last, of their upload button
 
 
 def prompt(workflow: dict, host: Host) -> dict:
@@ -55,6 +55,9 @@ def prompt(workflow: dict, host: Host) -> dict:
 def _values(node: dict, info: dict) -> dict:
     """The widgets' values by name; the file has them in the order of the definition."""
     left, found = list(node.get("widgets_values", [])), {}
+    required = [settings[0] for _, *settings in info["input"].get("required", {}).values() if settings]
+    if any(settings.get(upload) for settings in required for upload in UPLOADS):
+        left.pop()
     _take(info["input"], left, found)
     if left:
         raise ValueError(f"{node['type']} {node['id']}: the file has values more than there are widgets: {left}")
@@ -75,7 +78,7 @@ def _take(inputs: dict, left: list, found: dict, above: str = "") -> None:
         if kind == DYNAMIC:
             option = next(option for option in settings["options"] if option["key"] == found[name])
             _take(option["inputs"], left, found, f"{name}.")
-        if settings.get("control_after_generate") or any(settings.get(upload) for upload in UPLOADS):
+        if settings.get("control_after_generate"):
             left.pop(0)
 
 

@@ -4,11 +4,13 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
 const EXAMPLES = [
-  "diffharmony_astronaut.png",
+  "diffharmony_astronaut.jpg",
+  "diffharmony_astronaut_mask.png",
   "diffharmony_clip.mp4",
   "diffharmony_clip_mask.webm",
   "diffharmony_cutout.png",
   "diffharmony_evening.png",
+  "diffharmony_relit.jpg",
 ]
 const pack = import.meta.url.split("/").at(-3) // of /extensions/<folder of this pack>/js/example_pictures.js
 const present = new Set() // examples that are in the input folder
