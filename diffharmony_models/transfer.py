@@ -68,6 +68,7 @@ def transfer(
     fit_size: int = FIT_SIZE,
     feather: int = 0,
     detail: float = 1.0,
+    seen: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The composite's own pixels with the harmonized picture's colours, at the composite's size.
 
@@ -78,7 +79,8 @@ def transfer(
     is drawn to its surroundings' colour model, > 0; noise found in the harmonized picture adds to it. fit_size: the fit
     is made at the harmonized picture's size, but its shorter side is at most this many pixels, and it never exceeds the
     composite. feather: pixels of the composite by which the mask's edge is softened inwards. detail: 1 keeps all of the
-    composite's texture, 0 shows the harmonized picture itself, scaled up, in the mask.
+    composite's texture, 0 shows the harmonized picture itself, scaled up, in the mask. seen: [B, 1, h, w], of the
+    harmonized picture's size, 0 where it shows nothing of the composite, so that nothing is fitted to it there.
     Returns [B, 3, H, W] in [0, 1], of the composite's dtype, where mask == 0 the composite's own pixels bit for bit. An
     empty mask gives a copy of the composite. Beyond input and output it needs memory for one mask and for strips.
     Raises ValueError when sizes or batches do not go together, for settings out of range, and for NaN in `harmonized`.
@@ -94,6 +96,9 @@ def transfer(
         small, small_composite, small_mask = (
             geometry.resize(image[one].float(), size).cpu() for image in (harmonized, composite, mask)
         )
+        if seen is not None:
+            shown = small_mask * geometry.resize(seen[one].float(), size).cpu().eq(1)
+            small_mask = shown if (shown > LEAST_MASK).any() else small_mask
         model = fit(small, small_composite, small_mask, radius, regularization).to(composite.device)
         matte = geometry.feathered(mask[one], feather)
         _apply(model, harmonized[one], composite[one], matte, detail, result[one])
