@@ -62,6 +62,19 @@ def around(mask: torch.Tensor, context: float = CONTEXT, least: tuple[int, int] 
     return Window(*starts, *sides)
 
 
+def alike(masks: torch.Tensor, context: float = CONTEXT) -> list[Window]:
+    """A window for each mask of [N, 1, H, W], all of one size, that of the largest, so that the crops are a batch."""
+    found = [around(mask, context) for mask in masks.split(1) if not geometry.is_empty(mask).item()]
+    least = (
+        max((window.height for window in found), default=masks.shape[-2]),
+        max((window.width for window in found), default=masks.shape[-1]),
+    )
+    return [
+        Window(0, 0, *least) if geometry.is_empty(mask).item() else around(mask, context, least)
+        for mask in masks.split(1)
+    ]
+
+
 def stitch(crop: torch.Tensor, picture: torch.Tensor, mask: torch.Tensor, window: Window) -> torch.Tensor:
     """The picture with the foreground of a harmonized crop put back; all else stays as it is, to the bit.
 

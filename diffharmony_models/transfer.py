@@ -56,7 +56,11 @@ class ColorModel:
 
     def __call__(self, image: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
         """image [1, 3, H, W] in [0, 1] with `local` [1, 12, H, W] scaled to it; [1, 3, H, W], not clamped."""
-        return _affine(image, local) + torch.einsum("bkhw,kc->bchw", _terms(image), self.polynomial)
+        return _affine(image, local) + self.everywhere(image)
+
+    def everywhere(self, image: torch.Tensor) -> torch.Tensor:
+        """image [1, 3, H, W] in [0, 1] through the polynomial alone; not clamped."""
+        return torch.einsum("bkhw,kc->bchw", _terms(image), self.polynomial)
 
 
 def transfer(
@@ -90,19 +94,34 @@ def transfer(
     result = composite.clone()
     for i in range(composite.shape[0]):
         one = slice(i, i + 1)
-        if not (mask[one] > LEAST_MASK).any():
-            continue
-        size = fitting_size(harmonized.shape[-2:], composite.shape[-2:], fit_size)
-        small, small_composite, small_mask = (
-            geometry.resize(image[one].float(), size).cpu() for image in (harmonized, composite, mask)
-        )
-        if seen is not None:
-            shown = small_mask * geometry.resize(seen[one].float(), size).cpu().eq(1)
-            small_mask = shown if (shown > LEAST_MASK).any() else small_mask
-        model = fit(small, small_composite, small_mask, radius, regularization).to(composite.device)
-        matte = geometry.feathered(mask[one], feather)
-        _apply(model, harmonized[one], composite[one], matte, detail, result[one])
+        shown = None if seen is None else seen[one]
+        model = find(harmonized[one], composite[one], mask[one], radius, regularization, fit_size, shown)
+        if model is not None:
+            matte = geometry.feathered(mask[one], feather)
+            _apply(model.to(composite.device), harmonized[one], composite[one], matte, detail, result[one])
     return result
+
+
+def find(
+    harmonized: torch.Tensor,
+    composite: torch.Tensor,
+    mask: torch.Tensor,
+    radius: int = RADIUS,
+    regularization: float = REGULARIZATION,
+    fit_size: int = FIT_SIZE,
+    seen: torch.Tensor | None = None,
+) -> ColorModel | None:
+    """The change of one picture, on the CPU; None where the mask is empty. Arguments as for `transfer`."""
+    if not (mask > LEAST_MASK).any():
+        return None
+    size = fitting_size(harmonized.shape[-2:], composite.shape[-2:], fit_size)
+    small, small_composite, small_mask = (
+        geometry.resize(image.float(), size).cpu() for image in (harmonized, composite, mask)
+    )
+    if seen is not None:
+        shown = small_mask * geometry.resize(seen.float(), size).cpu().eq(1)
+        small_mask = shown if (shown > LEAST_MASK).any() else small_mask
+    return fit(small, small_composite, small_mask, radius, regularization)
 
 
 def fitting_size(harmonized: tuple[int, int], composite: tuple[int, int], fit_size: int) -> tuple[int, int]:

@@ -74,7 +74,7 @@ def test_flat_and_tiny_pictures_stay(size):
 
 def test_a_batch_is_its_pictures_one_by_one():
     composite = torch.cat([texture(96, 128, 8), texture(96, 128, 9)])
-    picture = moved(composite, 3, 2)
+    picture = torch.cat([moved(one, 3, 2) for one in composite.split(1)])
     together, seen, fits = align(picture, composite)
     for i, fit in enumerate(fits):
         alone, alone_seen, (other,) = align(picture[i : i + 1], composite[i : i + 1])
