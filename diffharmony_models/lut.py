@@ -1,5 +1,5 @@
-"""A change of colour as a 3D look-up table, which other programs read: Adobe's .cube format (Cube LUT
-Specification 1.0, 2013). A table holds what depends on a pixel's colour alone; `left_out` says how much of a change does not.
+"""A change of colour as a 3D look-up table, which other programs read, in Adobe's .cube format (Cube LUT Specification
+1.0, 2013). A table holds what depends on a pixel's colour alone; `left_out` says how much of a change does not.
 """
 
 import os
