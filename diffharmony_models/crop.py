@@ -6,6 +6,7 @@ around it they see it large. The window is a square, which no network has to squ
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -32,6 +33,16 @@ class Window:
     def cut(self, picture: torch.Tensor) -> torch.Tensor:
         """The window's part of [..., H, W], a view: [..., height, width]."""
         return picture[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+class Crops(NamedTuple):
+    """Where the crops of a batch come from: composite [B, 3, H, W], mask [N, 1, H, W] and the N windows. With one
+    composite each mask is a foreground of it, otherwise N is B.
+    """
+
+    composite: torch.Tensor
+    mask: torch.Tensor
+    windows: list[Window]
 
 
 def around(mask: torch.Tensor, context: float = CONTEXT, least: tuple[int, int] = (LEAST, LEAST)) -> Window:
@@ -76,11 +87,11 @@ def alike(masks: torch.Tensor, context: float = CONTEXT) -> list[Window]:
 
 
 def stitch(crop: torch.Tensor, picture: torch.Tensor, mask: torch.Tensor, window: Window) -> torch.Tensor:
-    """The picture with the foreground of a harmonized crop put back; all else stays as it is, to the bit.
+    """The picture with the foreground of a harmonized crop put back; where the mask is 0 it stays as it is, to the bit.
 
     crop: [B, 3, h, w] in [0, 1], the window's part at any size; one of another size is scaled. picture: [B, 3, H, W].
-    mask: [B, 1, H, W] or [1, 1, H, W], of the whole picture, taken as a matte. Raises InputError where they do not go
-    together.
+    mask: [B, 1, H, W] or [1, 1, H, W], of the whole picture. A soft edge is not blended again: the endings have done
+    so. Raises InputError where the three do not go together.
     """
     picture, mask = geometry.match(picture, mask)
     if crop.ndim != 4 or crop.shape[:2] != picture.shape[:2]:
@@ -94,8 +105,27 @@ def stitch(crop: torch.Tensor, picture: torch.Tensor, mask: torch.Tensor, window
             f"The window {window} does not lie in a picture of {[*picture.shape[-2:]]}; cut it from this one."
         )
     scaled = geometry.resize(crop, (window.height, window.width))
-    window.cut(result).copy_(geometry.paste(scaled, part, window.cut(mask)))
+    window.cut(result).copy_(torch.where(window.cut(mask) > 0, scaled, part))
     return result
+
+
+def stitch_all(crops: torch.Tensor, source: Crops) -> torch.Tensor:
+    """Every crop of [K, 3, h, w] put back: K foregrounds into their one picture, [1, 3, H, W]; otherwise each into its
+    own, [K, 3, H, W], where several crops may be variants of one. InputError for other numbers.
+    """
+    composite, mask, windows = source
+    if len(crops) != len(windows) and len(windows) != 1:
+        raise InputError(
+            f"{len(crops)} harmonized crops came with {len(windows)} windows; give one for each, in their order."
+        )
+    if len(windows) == 1:
+        return stitch(crops, composite.expand(len(crops), -1, -1, -1), mask, windows[0])
+    if len(composite) == 1:
+        for crop, inside, window in zip(crops.split(1), mask.split(1), windows, strict=True):
+            composite = stitch(crop, composite, inside, window)
+        return composite
+    parts = zip(crops.split(1), composite.split(1), mask.split(1), windows, strict=True)
+    return torch.cat([stitch(*part) for part in parts])
 
 
 def one_after_another(

@@ -97,8 +97,7 @@ def transfer(
         shown = None if seen is None else seen[one]
         model = find(harmonized[one], composite[one], mask[one], radius, regularization, fit_size, shown)
         if model is not None:
-            matte = geometry.feathered(mask[one], feather)
-            _apply(model.to(composite.device), harmonized[one], composite[one], matte, detail, result[one])
+            apply(model, harmonized[one], composite[one], mask[one], feather, detail, result[one])
     return result
 
 
@@ -164,16 +163,18 @@ def fit(
     return ColorModel(polynomial, local)
 
 
-def _apply(
+def apply(
     model: ColorModel,
     harmonized: torch.Tensor,
     composite: torch.Tensor,
-    matte: torch.Tensor,
+    mask: torch.Tensor,
+    feather: int,
     detail: float,
     out: torch.Tensor,
 ) -> None:
-    """Writes the changed composite into `out` in strips of about STRIP_PIXELS pixels. All are one image, full size, but
-    `harmonized`, which may have any."""
+    """Writes the changed composite into `out`, a copy of it, in strips of about STRIP_PIXELS pixels. All of one
+    picture; arguments as for `transfer`."""
+    model, matte = model.to(composite.device), geometry.feathered(mask, feather)
     height, width = composite.shape[-2:]
     if detail < 1:
         harmonized = geometry.resize(harmonized.float(), (height, width))

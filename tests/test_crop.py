@@ -49,13 +49,28 @@ def test_stitch_puts_the_foreground_back_and_leaves_all_else_to_the_bit():
     outside, inside = (mask == 0).expand_as(picture), (mask == 1).expand_as(picture)
     assert torch.equal(result[outside], picture[outside]) and torch.equal(picture, before)
     assert torch.equal(result[inside], 1 - picture[inside])
-    assert torch.allclose(result[..., 30, 40:60], torch.tensor(0.5))
+    assert torch.equal(result[..., 30, 40:60], 1 - picture[..., 30, 40:60])  # the ending has blended it already
 
 
 def test_stitch_scales_a_crop_of_another_size():
     picture, mask = torch.zeros(1, 3, 90, 120), box(90, 120, 30, 40, 10, 20)
     result = stitch(torch.full((1, 3, 256, 256), 0.25), picture, mask, around(mask))
     assert torch.allclose(result, 0.25 * mask.expand_as(result))
+
+
+def test_a_batch_of_crops_goes_back_to_where_it_came_from():
+    masks = torch.cat([box(100, 200, 30, 40, 20, 20), box(100, 200, 50, 120, 10, 20)])
+    windows = crop.alike(masks, 2)
+    frames = torch.rand(2, 3, 100, 200)
+    ones = torch.ones(2, 3, windows[0].height, windows[0].width)
+    each = crop.stitch_all(ones, crop.Crops(frames, masks, windows))
+    assert torch.equal(each, torch.where(masks > 0, 1, frames))
+    both = crop.stitch_all(ones, crop.Crops(frames[:1], masks, windows))
+    assert torch.equal(both, torch.where(masks.amax(0, keepdim=True) > 0, 1, frames[:1]))
+    variants = crop.stitch_all(ones, crop.Crops(frames[:1], masks[:1], windows[:1]))
+    assert torch.equal(variants, torch.where(masks[:1] > 0, 1, frames[:1]).expand(2, -1, -1, -1))
+    with pytest.raises(ValueError, match="3 harmonized crops came with 2 windows"):
+        crop.stitch_all(torch.ones(3, 3, 8, 8), crop.Crops(frames, masks, windows))
 
 
 def test_foregrounds_one_after_another_see_what_the_earlier_ones_became():

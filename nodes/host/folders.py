@@ -17,3 +17,10 @@ def register_folder() -> None:
 def folders() -> list[str]:
     """Where checkpoints are looked for, the first first."""
     return folder_paths.get_folder_paths(FOLDER)
+
+
+def output_file(prefix: str, extension: str) -> str:
+    """A new file of the output folder, numbered as the host numbers its pictures. prefix: as in SaveImage, with
+    folders and all; the host refuses one that leads out of the output folder."""
+    folder, name, number, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return os.path.join(folder, f"{name}_{number:05}_{extension}")
