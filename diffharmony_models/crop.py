@@ -149,15 +149,3 @@ def one_after_another(
 def helps(mask: torch.Tensor) -> bool:
     """Whether a foreground, [1, 1, H, W] in [0, 1], is so small that a crop helps: below `SMALL` of the picture."""
     return 0 < float((mask >= 0.5).float().mean()) < SMALL
-
-
-def foregrounds(labels: torch.Tensor) -> torch.Tensor:
-    """A label picture, whole numbers [H, W] with 0 for the background, to one mask for each label: [N, 1, H, W].
-
-    Raises InputError for a picture without a label, and for more than 255.
-    """
-    values = labels.unique()
-    values = values[values != 0]
-    if not 0 < len(values) <= 255:
-        raise InputError(f"The label picture has {len(values)} labels; expected 1 to 255, and 0 for the background.")
-    return (labels[None] == values[:, None, None]).float()[:, None]
