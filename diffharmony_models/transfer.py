@@ -54,7 +54,11 @@ class ColorModel:
 
     def __call__(self, image: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
         """image [1, 3, H, W] in [0, 1] with `local` [1, 12, H, W] scaled to it; [1, 3, H, W], not clamped."""
-        return _affine(image, local) + torch.einsum("bkhw,kc->bchw", _terms(image), self.polynomial)
+        return _affine(image, local) + self.everywhere(image)
+
+    def everywhere(self, image: torch.Tensor) -> torch.Tensor:
+        """image [1, 3, H, W] in [0, 1] through the polynomial alone; not clamped."""
+        return torch.einsum("bkhw,kc->bchw", _terms(image), self.polynomial)
 
 
 def transfer(
@@ -66,6 +70,7 @@ def transfer(
     fit_size: int = FIT_SIZE,
     feather: int = 0,
     detail: float = 1.0,
+    seen: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The composite's own pixels with the harmonized picture's colours, at the composite's size.
 
@@ -76,7 +81,8 @@ def transfer(
     is drawn to its surroundings' colour model, > 0; noise found in the harmonized picture adds to it. fit_size: the fit
     is made at the harmonized picture's size, but its shorter side is at most this many pixels, and it never exceeds the
     composite. feather: pixels of the composite by which the mask's edge is softened inwards. detail: 1 keeps all of the
-    composite's texture, 0 shows the harmonized picture itself, scaled up, in the mask.
+    composite's texture, 0 shows the harmonized picture itself, scaled up, in the mask. seen: [B, 1, h, w], of the
+    harmonized picture's size, 0 where it shows nothing of the composite, so that nothing is fitted to it there.
     Returns [B, 3, H, W] in [0, 1], of the composite's dtype, where mask == 0 the composite's own pixels bit for bit. An
     empty mask gives a copy of the composite. Beyond input and output it needs memory for one mask and for strips.
     Raises ValueError when sizes or batches do not go together, for settings out of range, and for NaN in `harmonized`.
@@ -86,16 +92,33 @@ def transfer(
     result = composite.clone()
     for i in range(composite.shape[0]):
         one = slice(i, i + 1)
-        if not (mask[one] > LEAST_MASK).any():
-            continue
-        size = fitting_size(harmonized.shape[-2:], composite.shape[-2:], fit_size)
-        small, small_composite, small_mask = (
-            geometry.resize(image[one].float(), size).cpu() for image in (harmonized, composite, mask)
-        )
-        model = fit(small, small_composite, small_mask, radius, regularization).to(composite.device)
-        matte = geometry.feathered(mask[one], feather)
-        _apply(model, harmonized[one], composite[one], matte, detail, result[one])
+        shown = None if seen is None else seen[one]
+        model = find(harmonized[one], composite[one], mask[one], radius, regularization, fit_size, shown)
+        if model is not None:
+            apply(model, harmonized[one], composite[one], mask[one], feather, detail, result[one])
     return result
+
+
+def find(
+    harmonized: torch.Tensor,
+    composite: torch.Tensor,
+    mask: torch.Tensor,
+    radius: int = RADIUS,
+    regularization: float = REGULARIZATION,
+    fit_size: int = FIT_SIZE,
+    seen: torch.Tensor | None = None,
+) -> ColorModel | None:
+    """The change of one picture, on the CPU; None where the mask is empty. Arguments as for `transfer`."""
+    if not (mask > LEAST_MASK).any():
+        return None
+    size = fitting_size(harmonized.shape[-2:], composite.shape[-2:], fit_size)
+    small, small_composite, small_mask = (
+        geometry.resize(image.float(), size).cpu() for image in (harmonized, composite, mask)
+    )
+    if seen is not None:
+        shown = small_mask * geometry.resize(seen.float(), size).cpu().eq(1)
+        small_mask = shown if (shown > LEAST_MASK).any() else small_mask
+    return fit(small, small_composite, small_mask, radius, regularization)
 
 
 def fitting_size(harmonized: tuple[int, int], composite: tuple[int, int], fit_size: int) -> tuple[int, int]:
@@ -135,16 +158,18 @@ def fit(
     return ColorModel(polynomial, local)
 
 
-def _apply(
+def apply(
     model: ColorModel,
     harmonized: torch.Tensor,
     composite: torch.Tensor,
-    matte: torch.Tensor,
+    mask: torch.Tensor,
+    feather: int,
     detail: float,
     out: torch.Tensor,
 ) -> None:
-    """Writes the changed composite into `out` in strips of about STRIP_PIXELS pixels. All are one image, full size, but
-    `harmonized`, which may have any."""
+    """Writes the changed composite into `out`, a copy of it, in strips of about STRIP_PIXELS pixels. All of one
+    picture; arguments as for `transfer`."""
+    model, matte = model.to(composite.device), geometry.feathered(mask, feather)
     height, width = composite.shape[-2:]
     if detail < 1:
         harmonized = geometry.resize(harmonized.float(), (height, width))

@@ -4,11 +4,13 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 from typing_extensions import override
 
 from .conditioning import DiffHarmonyConditioning
+from .crop import HarmonizeCrop, HarmonizeStitch
 from .decode import VAEDecodeHigherRes
 from .harmonize import HarmonizeLatent
 from .harmonize_colors import HarmonizeColors
 from .host.folders import register_folder
 from .load import LoadDiffHarmony
+from .lut import SaveColorLUT
 from .refine import RefineResidual
 from .transfer import TransferToFullResolution
 
@@ -25,4 +27,7 @@ class DiffHarmony(ComfyExtension):
             RefineResidual,
             TransferToFullResolution,
             DiffHarmonyConditioning,
+            HarmonizeCrop,
+            HarmonizeStitch,
+            SaveColorLUT,
         ]

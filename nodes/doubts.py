@@ -5,9 +5,12 @@ import comfy.sd
 import torch
 
 from ..diffharmony_models import geometry
+from ..diffharmony_models.align import Fit
+from ..diffharmony_models.lut import LeftOut
 from .host import attachments, inspection
 
 SPECK = 16  # pixels; a foreground of fewer is a slip of the brush
+VISIBLE = 2.0  # ΔE; a difference of fewer is hardly seen
 FULL = 0.999  # of the picture: a mask that covers more leaves no background
 
 
@@ -59,4 +62,24 @@ def of_vae(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE) -> list[s
     return [
         "This MODEL was trained with a VAE of its own; with another one the colours go wrong. "
         "Wire LoadDiffHarmony's VAE."
+    ]
+
+
+def of_fit(fit: Fit) -> list[str]:
+    """A picture that `align` could not lay over its composite."""
+    if not fit.poor:
+        return []
+    return [
+        f"The harmonized picture hardly fits the composite: {fit.after:.2f} of 1. Does it show the same thing? "
+        "Where a model painted something else, only its colours can be taken; switch align off."
+    ]
+
+
+def of_lut(rest: LeftOut) -> list[str]:
+    """A change that a look-up table shows visibly otherwise."""
+    if rest.delta_e <= VISIBLE:
+        return []
+    return [
+        f"This change varies over the foreground: the table leaves out ΔE {rest.delta_e:.1f} of {rest.whole:.1f}. "
+        "With local 0 in Harmonize Colors nothing is left out."
     ]

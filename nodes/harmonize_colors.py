@@ -9,7 +9,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..diffharmony_models import checkpoint as checkpoints
-from ..diffharmony_models import geometry, recolor
+from ..diffharmony_models import geometry, lut, recolor
 from ..diffharmony_models.checkpoint.parts import Part
 from ..diffharmony_models.errors import InputError
 from ..diffharmony_models.networks.color_regressor import ColorChange, ColorRegressor
@@ -74,7 +74,7 @@ class HarmonizeColors(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("IMAGE", tooltip="The composite in the harmonized colours, of its size."),
-                schema.DiffHarmonyColors.Output("colors", tooltip="The change of colour itself, of each picture."),
+                schema.colors(),
             ],
         )
 
@@ -117,7 +117,8 @@ class HarmonizeColors(io.ComfyNode):
             if not empty[one].all():
                 own = ColorChange(change.curve[one], change.field[one])
                 result[one] = recolor.apply(composite[one], mask[one], own, amounts, feather)
-        return io.NodeOutput(checks.to_host(result), (change, amounts), ui=ui)
+        colors = lut.Colors(change, amounts, lut.small(composite), lut.small(mask))
+        return io.NodeOutput(checks.to_host(result), colors, ui=ui)
 
 
 @functools.lru_cache(maxsize=1)

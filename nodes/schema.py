@@ -9,8 +9,12 @@ CATEGORY = "DiffHarmony"
 SHAPES = {"keep proportions": "keep", "square": "square"}  # as the graph and as `geometry.inference_size` name them
 
 DiffHarmonyRefiner = io.Custom("DIFFHARMONY_REFINER")
-# A `ColorChange` and the `recolor.Amounts` that are made of it: (change, amounts), as `recolor.apply` takes them.
-DiffHarmonyColors = io.Custom("DIFFHARMONY_COLORS")
+DiffHarmonyColors = io.Custom("DIFFHARMONY_COLORS")  # a `lut.Colors`: the change, its amounts, what it was found on
+DiffHarmonyCrop = io.Custom("DIFFHARMONY_CROP")  # a `crop.Crops`
+
+
+def colors() -> io.Output:
+    return DiffHarmonyColors.Output("colors", tooltip="The change of colour itself, of each picture.")
 
 
 def where_known(**fields: Any) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """The other ending: the composite's own pixels, at their full size, in the harmonized colours."""
 
+import logging
+
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..diffharmony_models import geometry, recolor
+from ..diffharmony_models import geometry, lut, recolor
 from ..diffharmony_models import transfer as engine
+from ..diffharmony_models.align import align as laid_over
 from . import checks, doubts, schema
 from .host import running
+
+logger = logging.getLogger(__name__)
 
 NODE = "TransferToFullResolution"
 
@@ -43,8 +48,15 @@ class TransferToFullResolution(io.ComfyNode):
                 ),
                 schema.feather(),
                 *schema.amounts(optional=True),
+                io.Boolean.Input(
+                    "align",
+                    default=False,
+                    optional=True,
+                    tooltip="Lays the harmonized picture over the composite first, where a model has moved or scaled "
+                    "what it painted by some pixels.",
+                ),
             ],
-            outputs=[io.Image.Output("IMAGE")],
+            outputs=[io.Image.Output("IMAGE"), schema.colors()],
         )
 
     @classmethod
@@ -59,17 +71,25 @@ class TransferToFullResolution(io.ComfyNode):
         strength: float = 1.0,
         light: float = 1.0,
         color: float = 1.0,
+        align: bool = False,
     ) -> io.NodeOutput:
         composite = checks.image(composite, "composite", NODE)
         mask = checks.mask(mask, composite, NODE)
         harmonized, composite, mask = checks.harmonized(harmonized, composite, mask, NODE)
         amounts = recolor.Amounts(strength, light, color)
         empty = geometry.is_empty(mask)
-        result = composite.clone()
-        for one in running.each(result):
+        result, models, notes = composite.clone(), [], doubts.of_mask(mask)
+        for number, one in enumerate(running.each(result)):
+            picture, seen, model = harmonized[one], None, None
             if not empty[one].all():
-                changed = engine.transfer(
-                    harmonized[one], composite[one], mask[one], radius=radius, feather=feather, detail=detail
-                )
-                result[one] = recolor.mixed(composite[one], changed, amounts)
-        return io.NodeOutput(checks.to_host(result), ui=running.warn(NODE, doubts.of_mask(mask)))
+                if align:
+                    picture, seen, (fit,) = laid_over(picture, composite[one])
+                    logger.info("%s: picture %d %s", NODE, number + 1, fit)
+                    notes += doubts.of_fit(fit)
+                model = engine.find(picture, composite[one], mask[one], radius, seen=seen)
+            if model is not None:
+                engine.apply(model, picture, composite[one], mask[one], feather, detail, result[one])
+                result[one] = recolor.mixed(composite[one], result[one], amounts)
+            models.append(lut.reduced(model))
+        colors = lut.Colors(models, amounts, lut.small(composite), lut.small(mask))
+        return io.NodeOutput(checks.to_host(result), colors, ui=running.warn(NODE, notes))

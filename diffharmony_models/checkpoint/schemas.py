@@ -127,6 +127,7 @@ COLOR_REGRESSOR: Schema = {
     "heads": (Whole(1, 16), NEEDED),
     "dropout": (Number(0, 0.9), 0.0),
     "gain": (Number(0.1, 3), 1.0),
+    "lighten": (Number(0, 1), 1.0),
 }
 TEXT_ENCODER: Schema = {
     "vocab_size": (OneOf(49408), 49408),

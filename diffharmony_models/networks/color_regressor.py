@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..luma import LUMA
+
 # (expansion, kernel, stride, width, repeats) of EfficientNet-lite0's stages after its 32-wide stem.
 STAGES = (
     (1, 3, 1, 16, 1),
@@ -32,6 +34,7 @@ MONOMIALS = 10  # 1, r, g, b, r², g², b², rg, rb, gb
 LOCAL = 6  # a gain and an offset for each channel
 BINS = 8  # of the colour histograms
 HEAD_WIDTH = 32  # of the attention
+CLEARLY = 0.05  # of the range from black to white; a change of the foreground's mean that anyone sees
 
 
 class ColorChange(NamedTuple):
@@ -113,10 +116,20 @@ class ColorRegressor(nn.Module):
         width: of the hidden layers.
         heads: of the attention from foreground to background.
         dropout: on the pooled features, in training.
-        gain: how much of the predicted change is made; a network trained under noise answers too timidly.
+        gain: how much of the predicted change is made.
+        lighten: of that, the share that is made where it would make the foreground clearly lighter. What is lit wrongly
+            against the light looks far worse than what is left a little dark.
     """
 
-    def __init__(self, size: int = 160, width: int = 256, heads: int = 4, dropout: float = 0.2, gain: float = 1.0):
+    def __init__(
+        self,
+        size: int = 160,
+        width: int = 256,
+        heads: int = 4,
+        dropout: float = 0.2,
+        gain: float = 1.0,
+        lighten: float = 1.0,
+    ):
         super().__init__()
         self.config = {
             "_class_name": "ColorRegressor",
@@ -125,8 +138,9 @@ class ColorRegressor(nn.Module):
             "heads": heads,
             "dropout": dropout,
             "gain": gain,
+            "lighten": lighten,
         }
-        self.size, self.heads, self.gain = size, heads, gain
+        self.size, self.heads, self.gain, self.lighten = size, heads, gain, lighten
         self.backbone = Backbone()
         widths = [STAGES[tap][3] for tap in TAPS]
         self.query, self.key = (
@@ -177,7 +191,15 @@ class ColorRegressor(nn.Module):
             wide = F.relu(wide + self.context(hidden)[..., None, None])
             local = torch.cat([taps[2], wide, seen, colors[:, :3], inside], dim=1)
             field = self.field(F.relu(self.local(local)))
-            return ColorChange(curve * self.gain, field * self.gain)
+            change = ColorChange(curve * self.gain, field * self.gain)
+            return change if self.lighten == 1 else self._cautious(change, composite, mask)
+
+    def _cautious(self, change: ColorChange, composite: torch.Tensor, mask: torch.Tensor) -> ColorChange:
+        """The change, held back as far as it would make the foreground lighter on the whole."""
+        lighter = weighted_mean(apply_change(composite, change).clamp(0, 1) - composite, mask)
+        lighter = lighter @ torch.tensor(LUMA, device=lighter.device)
+        share = 1 - (1 - self.lighten) * (lighter / CLEARLY).clamp(0, 1)
+        return ColorChange(change.curve * share[:, None, None], change.field * share[:, None, None, None])
 
     def _attend(self, features: torch.Tensor, inside: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
         """[B, 6 heads, h, w]: at each place, the background's colours at places that look alike, and how far its own

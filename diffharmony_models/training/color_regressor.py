@@ -32,6 +32,7 @@ class Settings(recipe.Settings):
     hold_out: tuple[str, ...] = recipe.names("subsets to leave out, to test on")
     run_size: int = recipe.number(224, whole(64, 512, multiple_of=32), "side that it looks at when it is used")
     gain: float = recipe.number(1.0, real(0.1, 3), "share of the predicted change that is made when it is used")
+    lighten: float = recipe.number(1.0, real(0, 1), "share of that where it makes the foreground clearly lighter")
 
 
 def train(dataset: Path, list_file: str, output: Path, settings: Settings) -> None:
@@ -72,7 +73,7 @@ def train(dataset: Path, list_file: str, output: Path, settings: Settings) -> No
         return [pair.composite, pair.mask, torch.lerp(pair.composite, result, pair.mask), pair.real]
 
     def export(model: torch.nn.Module) -> None:
-        config = {**model.config, "size": settings.run_size, "gain": settings.gain}
+        config = {**model.config, "size": settings.run_size, "gain": settings.gain, "lighten": settings.lighten}
         part = checkpoint.Part(config=config, state=model.state_dict())
         checkpoint.write(
             checkpoint.Checkpoint(name=output.name, color_regressor=part),

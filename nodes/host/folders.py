@@ -85,3 +85,12 @@ def _below(folder: str) -> list[str]:
     if not seen or any(rules.changed(path) != time for path, time in seen.items()):
         found, seen = _listed[folder] = rules.below(Path(folder))
     return found
+
+
+def output_file(prefix: str, extension: str) -> str:
+    """A new file of the output folder, numbered as the host numbers its pictures. prefix: as in SaveImage, with
+    folders and all; the host refuses one that leads out of the output folder."""
+    import folder_paths
+
+    folder, name, number, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return os.path.join(folder, f"{name}_{number:05}_{extension}")

@@ -1,6 +1,7 @@
 """The nodes in the host against the engine with the same noise, at both endings and in every precision."""
 
 import os
+from dataclasses import replace
 
 import pictures
 import pytest
@@ -97,11 +98,11 @@ def test_both_endings(host, bundled):
     )
     refined = graph("RefineResidual", harmonized=harmonized, **inputs, strength=1.0, keep_background=True, feather=0)
     found = [each.movedim(-1, 1) for each in host.fetch(graph, carried[0], refined[0])]
-    settings = {"method": "diffusion", "seeds": [SEED], "resolution": 128, "steps": STEPS, "harmony_vae": False}
-    assert (
-        pictures.psnr(found[0], bundled(composite, mask, ending="transfer", feather=2, **settings).refined) >= DECODED
-    )
-    assert pictures.psnr(found[1], bundled(composite, mask, ending="paper", **settings).refined) >= DECODED
+    settings = Settings(method="diffusion", seed=SEED, resolution=128, steps=STEPS)
+    for picture, own in zip(
+        found, (replace(settings, ending="transfer", feather=2), replace(settings, ending="paper"))
+    ):
+        assert pictures.psnr(picture, bundled(composite, mask, own).refined) >= DECODED
     outside = (mask == 0).expand_as(composite)
     assert all(torch.equal(each[outside], composite[outside]) for each in found)
 

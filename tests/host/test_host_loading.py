@@ -42,14 +42,17 @@ NODES = {
     ),
     "TransferToFullResolution": (
         ["harmonized", "composite", "mask", "radius", "detail", "feather"],
-        ["strength", "light", "color"],
-        ["IMAGE"],
+        ["strength", "light", "color", "align"],
+        ["IMAGE", "DIFFHARMONY_COLORS"],
     ),
     "DiffHarmonyConditioning": (
         ["vae", "null_text", "composite", "mask", "resolution", "shape"],
         [],
         ["CONDITIONING", "CONDITIONING", "LATENT"],
     ),
+    "HarmonizeCrop": (["composite", "mask", "context", "size"], [], ["IMAGE", "MASK", "DIFFHARMONY_CROP"]),
+    "HarmonizeStitch": (["crop", "harmonized"], [], ["IMAGE"]),
+    "SaveColorLUT": (["colors", "filename_prefix"], [], []),
 }
 DEFAULTS = {
     ("HarmonizeLatent", "steps"): 0,
@@ -59,6 +62,8 @@ DEFAULTS = {
     ("HarmonizeColors", "strength"): 1.0,
     ("HarmonizeColors", "feather"): 0,
     ("HarmonizeColors", "frames"): "each alone",
+    ("HarmonizeCrop", "context"): 2.0,
+    ("HarmonizeCrop", "size"): 0,
     ("RefineResidual", "strength"): 1.0,
     ("RefineResidual", "keep_background"): True,
     ("RefineResidual", "feather"): 0,

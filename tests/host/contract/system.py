@@ -59,3 +59,10 @@ def folders_of_models_are_a_table() -> None:
     paths, extensions = folder_paths.folder_names_and_paths["contract"]
     assert list(paths) == ["/nowhere"] == folder_paths.get_folder_paths("contract") and isinstance(extensions, set)
     assert isinstance(folder_paths.models_dir, str)
+
+
+def files_are_numbered_in_the_output_folder() -> None:
+    takes(folder_paths.get_save_image_path, "filename_prefix", "output_dir")
+    output = folder_paths.get_output_directory()
+    folder, name, number, _, _ = folder_paths.get_save_image_path("contract", output)
+    assert folder == output and name == "contract" and isinstance(number, int)
