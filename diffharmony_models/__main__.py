@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import NoReturn
 
 from . import __version__
@@ -24,9 +24,9 @@ from .errors import InputError, disk_full, one_line, printable
 PROGRAM = "python -m diffharmony_models"
 COMMANDS = {
     "harmonize": ("cli.harmonize", "fit the pasted foreground of a picture, or of a folder of them, to its background"),
-    "convert": ("__main__", "make one weight file of a published folder, or of another file"),
-    "evaluate": ("evaluation.scoring", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
-    "benchmark": ("benchmark.runs", "time and memory on this machine"),
+    "convert": ("cli.convert", "make one weight file of a published folder, or of another file"),
+    "evaluate": ("cli.evaluate", "PSNR, MSE, fMSE and SSIM on iHarmony4 or on pairs of your own"),
+    "benchmark": ("cli.benchmark", "time and memory on this machine"),
     "make-composites": ("synthesis.dataset", "build training pairs from photos and masks"),
     "statistics": ("synthesis.statistics", "say what the pairs of data sets are like, side by side"),
     "train-color-regressor": ("training.color_regressor", "train the network that says how colours must change"),
@@ -156,35 +156,10 @@ def _parser(argv: list[str]) -> Parser:
             name, help=description, description=description[0].upper() + description[1:] + "."
         )
         if argv and argv[0] == name:
-            found: ModuleType = (
-                sys.modules[__name__] if module == "__main__" else importlib.import_module(f".{module}", __package__)
-            )
+            found = importlib.import_module(f".{module}", __package__)
             found.add_arguments(command)
             command.set_defaults(run=found.run)
     return parser
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of `convert`."""
-    parser.add_argument("source", metavar="SOURCE", help="the published folder (any level of it), or a weight file")
-    parser.add_argument("out", metavar="OUT.safetensors", help="the file to write")
-    parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16, fp16 for short (default: as it is)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """`convert`: reads, writes, and prints what was found."""
-    from . import checkpoint
-    from .cli.harmonize import dtype
-
-    if not args.out.endswith(".safetensors"):
-        raise InputError(f"{args.out}: expected a name that ends in .safetensors")
-    try:
-        kind = None if args.dtype is None else dtype(args.dtype)
-    except argparse.ArgumentTypeError as error:
-        raise InputError(str(error)) from error
-    print(checkpoint.describe(checkpoint.convert(args.source, args.out, kind)))
-    print(f"written: {args.out}, {os.path.getsize(args.out) / 1e6:.1f} MB")
-    return 0
 
 
 @contextlib.contextmanager

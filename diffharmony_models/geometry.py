@@ -14,6 +14,8 @@ from .errors import InputError
 
 SIDE = 64  # eight pixels a latent, times the UNet's three halvings
 LATENT = 8
+FAINT = 1.5 / 255
+"""Less than this in a mask is nothing: some readers read an opaque alpha of lossy files one level too low."""
 
 
 def inference_size(height: int, width: int, resolution: int, shape: str = "keep") -> tuple[int, int]:
@@ -150,6 +152,11 @@ def paste(harmonized: torch.Tensor, composite: torch.Tensor, mask: torch.Tensor,
     blended = torch.lerp(composite, harmonized.to(composite.dtype), matte)
     # Not left to lerp alone: 0 * NaN outside the mask would be NaN.
     return torch.where(matte == 0, composite, torch.where(matte == 1, harmonized.to(composite.dtype), blended))
+
+
+def proportional(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes (height, width) differ by a scale alone, up to a pixel of rounding."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(sum(one), sum(other))
 
 
 def pad(image: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -16,8 +16,6 @@ from .host import inspection
 
 LATENT_CHANNELS = 4
 OVERSHOOT = 0.5  # by which a scaling filter may leave [0, 1]; what goes beyond is no such picture
-# Less than this in a mask is nothing: newer hosts read an opaque alpha of lossy files one level too low.
-FAINT = 1.5 / 255
 NO_MASK = (64, 64)  # (height, width) of the empty mask that LoadImage makes up for a picture without transparency
 
 
@@ -64,7 +62,7 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
     value = value.to(composite.device, torch.float32)[:, None]
     _check_values(value, f"{node}: mask")
     value = value.clamp(0, 1)
-    value = torch.where(value < FAINT, 0, value)
+    value = torch.where(value < geometry.FAINT, 0, value)
     if value.shape[-2:] != composite.shape[-2:]:
         if tuple(value.shape[-2:]) == NO_MASK and not value.any():
             raise InputError(
@@ -72,9 +70,9 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
                 "transparency. Right-click Load Image, choose Open in Mask Editor, paint over the foreground and save; "
                 "or load a black-and-white mask with Load Image (as Mask), channel red."
             )
-        if not _proportional(value.shape[-2:], composite.shape[-2:]):
+        if not geometry.proportional(value.shape[-2:], composite.shape[-2:]):
             hint = "Resize or crop the one as you did the other."
-            if _proportional(value.shape[-2:], composite.shape[:-3:-1]):
+            if geometry.proportional(value.shape[-2:], composite.shape[:-3:-1]):
                 hint = (
                     "The one lies on its side: turn it with ImageRotate. A phone's photo may say so only in its EXIF "
                     "orientation."
@@ -247,11 +245,6 @@ def decoded_size(samples: torch.Tensor) -> tuple[int, int]:
 
 def size(picture: torch.Tensor) -> str:
     return f"{picture.shape[-1]}x{picture.shape[-2]}"
-
-
-def _proportional(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether the sizes differ by a scale alone, up to a pixel of rounding."""
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(sum(one), sum(other))
 
 
 def _check_values(value: torch.Tensor, what: str) -> None:

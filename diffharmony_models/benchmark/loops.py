@@ -122,6 +122,7 @@ def measure(task: dict) -> dict:
     """
     from .. import checkpoint
     from ..pipeline import DiffHarmony
+    from ..settings import Settings
 
     device, kind, side = torch.device(task["device"]), getattr(torch, task["dtype"]), task["resolution"]
     engine = DiffHarmony.from_checkpoint(checkpoint.read(task["path"]), device=device, dtype=kind)
@@ -130,9 +131,8 @@ def measure(task: dict) -> dict:
     mask[..., side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
 
     def ours(steps: int) -> torch.Tensor:
-        latents = engine.harmonize_latents(
-            composite, mask, resolution=side, steps=steps, generator=torch.Generator().manual_seed(0)
-        )
+        settings = Settings(resolution=side, steps=steps)
+        latents = engine.harmonize_latents(composite, mask, settings)
         return engine.decode(latents)
 
     def plain(steps: int) -> torch.Tensor:

@@ -6,7 +6,6 @@ inpainting graph. Each figure is of a process of its own, started for it, so tha
 on. MB are 10⁶ bytes.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
-from ..cli.harmonize import dtype, find_device, steps
+from ..devices import default_dtype, find_device
 from ..errors import InputError
 from ..evaluation import metrics
-from ..files import images
 from .loops import UNET_WIDTHS, VAE_WIDTHS, last_line, random_checkpoint
 
 logger = logging.getLogger(__name__)
 
+PACKAGE = "diffharmony_models"
 PARTS = ("demo", "full", "import", "host")
 DEMO_SECONDS, DEMO_MB = 20, 1500  # the bounds, on two CPU cores
 IMPORT_SECONDS = 3
@@ -62,149 +62,84 @@ print(seconds, *[name for name in {HEAVY} if name in sys.modules])
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `benchmark`."""
-    parser.add_argument(
-        "--only",
-        choices=PARTS,
-        help="one part: the demo command, full-size weights, the import, or ComfyUI "
-        "(default: all; ComfyUI with --comfyui only)",
-    )
-    parser.add_argument(
-        "--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)"
-    )
-    parser.add_argument(
-        "--repeats",
-        metavar="N",
-        type=int,
-        default=3,
-        help="runs behind each figure; times are medians (default: %(default)s)",
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there")
-    demo = parser.add_argument_group("the demo command")
-    demo.add_argument(
-        "--composite",
-        metavar="FILE",
-        type=Path,
-        help="another picture than workflows/pictures/astronaut.jpg, with its --mask",
-    )
-    demo.add_argument("--mask", metavar="FILE", type=Path, help="its mask, given together with it")
-    demo.add_argument("--checkpoint", metavar="C", type=Path, help="other weights than the bundled ones")
-    full = parser.add_argument_group(
-        "full-size weights", "Needs 4 GB of disk in the temporary folder (TMPDIR) and 6 GB of memory."
-    )
-    full.add_argument(
-        "--resolution",
-        metavar="R",
-        type=int,
-        help="side of the picture, a multiple of 64 (default: 512, in ComfyUI 1024)",
-    )
-    full.add_argument("--steps", metavar="N", type=steps, default=5, help="sampling steps (default: %(default)s)")
-    full.add_argument(
-        "--dtype", metavar="T", type=dtype, help="what is run beside float32 (default: what suits the device)"
-    )
-    host = parser.add_argument_group(
-        "ComfyUI",
-        "Full-size weights as nodes, beside the core's own graph, at 1024 unless --resolution says otherwise.",
-    )
-    host.add_argument("--comfyui", metavar="DIR", type=Path, help="where ComfyUI's main.py is")
-    host.add_argument(
-        "--comfyui-python", metavar="FILE", help="the Python that it runs with (default: its .venv's, else this one)"
-    )
-    full.add_argument(
-        "--widths", type=int, nargs=4, metavar="W", help="of UNet and VAE, multiples of 32 (default: those of SD 1.5)"
-    )
+@dataclass(frozen=True)
+class Settings:
+    """only: one of `PARTS`; None: all, the host's where there is one. device: "auto" is the best there is. repeats:
+    runs behind each figure. steps: of sampling. comfyui: the folder with its main.py. checkpoint: of the demo command,
+    None: the bundled one. Of full-size weights: resolution, None: 512, in ComfyUI 1024; dtype: what is run beside
+    float32, None: what suits the device; widths: of UNet and VAE, multiples of 32.
+    """
+
+    only: str | None = None
+    device: str = "auto"
+    repeats: int = 3
+    steps: int = 5
+    comfyui: Path | None = None
+    checkpoint: Path | None = None
+    resolution: int | None = None
+    dtype: torch.dtype | None = None
+    widths: tuple[int, ...] | None = None
 
 
-def run(args: argparse.Namespace) -> int:
+def run(settings: Settings) -> dict[str, Any]:
     """Measures, and writes each part's table to stdout as soon as it is there.
 
     Returns:
-        0, whether bounds are met or not: the tables say it.
+        The figures by part. The tables say whether bounds are met.
 
     Raises:
-        ValueError: bad options; a measured command that failed, in its own words; too little memory.
-        OSError: no room for the random weights or the figures.
+        InputError: bad settings; a measured command that failed, in its own words; too little memory.
+        OSError: no room for the random weights.
     """
-    _check(args)
-    device = find_device(args.device)
+    _check(settings)
+    device = find_device(settings.device)
     machine = _machine(device)
-    figures = {"machine": machine}
+    figures: dict[str, Any] = {"machine": machine}
     _say(", ".join(f"{key} {value}" for key, value in machine.items()))
     parts = {"demo": _demo, "full": _full, "import": _import, "host": _host}
-    chosen = (
-        [name for name in PARTS if name != "host" or args.comfyui is not None] if args.only is None else [args.only]
-    )
+    chosen = [settings.only] if settings.only else [name for name in PARTS if name != "host" or settings.comfyui]
     with tempfile.TemporaryDirectory(prefix="diffharmony-benchmark-") as folder:
         for name in chosen:
-            figures[name], text = parts[name](args, device, Path(folder))
+            figures[name], text = parts[name](settings, device, Path(folder))
             _say(text)
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        logger.info("figures written: %s", args.json)
-    return 0
+    return figures
 
 
 # The three parts: each returns its figures and its text.
 
 
-def _demo(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
-    from ..pipeline import default_dtype
-
-    composite, mask = args.composite or EXAMPLES / "astronaut.jpg", args.mask or EXAMPLES / "astronaut_mask.png"
-    for path in (composite, mask):
-        if not path.is_file():
-            raise InputError(
-                f"{path} is not there (the examples come with the repository, not with the package); "
-                "give --composite and --mask"
-            )
-    usual = _name(default_dtype(device))
-    kinds: list[tuple[str, list[str]]] = [(usual, [])] * args.repeats + [("float32", ["--dtype", "float32"])] * (
-        usual != "float32"
-    )
-    found: dict[str, list[dict]] = {}
-    results: dict[str, Path] = {}
-    for number, (kind, options) in enumerate(tqdm(kinds, desc="demo command", unit="run", disable=None)):
-        results[kind] = folder / f"demo{number}.png"
-        command = [sys.executable, "-m", __package__, "harmonize", composite, mask, results[kind], *options]
-        command += [] if args.checkpoint is None else ["--checkpoint", args.checkpoint]
-        command += [] if args.device == "auto" else ["--device", args.device]
-        found.setdefault(kind, []).append(_launch(command, folder))
-        if not results[kind].is_file():
+def _demo(settings: Settings, device: torch.device, folder: Path) -> tuple[dict, str]:
+    composite, mask = EXAMPLES / "astronaut.jpg", EXAMPLES / "astronaut_mask.png"
+    if not composite.is_file():
+        raise InputError(f"{composite} is not there: the examples come with the repository, not with the package")
+    result, found = folder / "demo.png", []
+    command = [sys.executable, "-m", PACKAGE, "harmonize", composite, mask, result]
+    command += [] if settings.checkpoint is None else ["--checkpoint", settings.checkpoint]
+    command += [] if settings.device == "auto" else ["--device", settings.device]
+    for _ in tqdm(range(settings.repeats), desc="demo command", unit="run", disable=None):
+        result.unlink(missing_ok=True)
+        found.append(_launch(command, folder))
+        if not result.is_file():
             raise RuntimeError(f"{' '.join(map(str, command))} ended well but wrote no file")
-    figures: dict[str, Any] = {
-        "dtype": usual,
-        "bound_seconds": DEMO_SECONDS,
-        "bound_mb": DEMO_MB,
-        **{kind: _summary(runs) for kind, runs in found.items()},
-    }
-    rows: list[tuple[str, ...]] = [
-        (f"{kind}{', the default' if kind == usual else ''}", *_cells(figures[kind])) for kind in found
-    ]
-    rows.append(("bound, on two CPU cores", f"{DEMO_SECONDS:.1f}", f"{DEMO_MB}"))
-    text = _table((f"demo command ({composite.name}), from start to file", "seconds", "peak MB"), rows)
-    if usual != "float32":
-        pictures = [images.read_image(results[kind].as_posix()).pixels for kind in (usual, "float32")]
-        figures["cost_db"] = _decibels(*pictures)
-        text += f"\n\nThe demo's picture in {usual} against the one in float32: {figures['cost_db']:.1f} dB."
-    return figures, text
+    figures = {"bound_seconds": DEMO_SECONDS, "bound_mb": DEMO_MB, **_summary(found)}
+    rows = [("ours", *_cells(figures)), ("bound, on two CPU cores", f"{DEMO_SECONDS:.1f}", f"{DEMO_MB}")]
+    return figures, _table((f"demo command ({composite.name}), from start to file", "seconds", "peak MB"), rows)
 
 
-def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
+def _full(settings: Settings, device: torch.device, folder: Path) -> tuple[dict, str]:
     from .. import checkpoint
-    from ..pipeline import default_dtype
 
-    weights, resolution = folder / "random.safetensors", args.resolution or 512
-    unet_widths, vae_widths = (args.widths, args.widths) if args.widths else (UNET_WIDTHS, VAE_WIDTHS)
-    usual = _name(args.dtype or default_dtype(device))
+    weights, resolution = folder / "random.safetensors", settings.resolution or 512
+    unet_widths, vae_widths = (settings.widths, settings.widths) if settings.widths else (UNET_WIDTHS, VAE_WIDTHS)
+    usual = _name(settings.dtype or default_dtype(device))
     kinds = ["float32"] + [usual] * (usual != "float32")
     found: dict[tuple[str, str], list[dict]] = {(kind, loop): [] for kind in kinds for loop in ("ours", "plain")}
-    with tqdm(total=1 + args.repeats * len(found), desc="full size", unit="run", disable=None) as bar:
+    with tqdm(total=1 + settings.repeats * len(found), desc="full size", unit="run", disable=None) as bar:
         checkpoint.write(random_checkpoint(unet_widths, vae_widths), weights)
         bar.update()
         for kind in kinds:
             for repeat in range(
-                args.repeats
+                settings.repeats
             ):  # in turn, and each first as often, so that a machine that slows down favours none
                 for loop in ("ours", "plain") if repeat % 2 == 0 else ("plain", "ours"):
                     bar.set_postfix_str(f"{loop}, {kind}")
@@ -215,13 +150,13 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
                         "device": str(device),
                         "resolution": resolution,
                     }
-                    task |= {"steps": args.steps, "result": str(folder / f"{loop}-{kind}.pt")}
+                    task |= {"steps": settings.steps, "result": str(folder / f"{loop}-{kind}.pt")}
                     found[kind, loop].append(_work(task, folder))
                     bar.update()
     weights.unlink()
     figures = {
         "resolution": resolution,
-        "steps": args.steps,
+        "steps": settings.steps,
         "unet_widths": list(unet_widths),
         "vae_widths": list(vae_widths),
     }
@@ -246,14 +181,14 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     }
     plain = torch.load(folder / "plain-float32.pt", weights_only=True)
     figures["agreement_db"] = _decibels(result["ours", "float32"], plain)
-    size = "SD 1.5 inpainting" if not args.widths else f"widths {'/'.join(map(str, args.widths))}"
+    size = "SD 1.5 inpainting" if not settings.widths else f"widths {'/'.join(map(str, settings.widths))}"
     text = _table(
-        (f"{size}, random weights, {resolution}x{resolution}, {args.steps} steps", "seconds", "peak MB"), rows
+        (f"{size}, random weights, {resolution}x{resolution}, {settings.steps} steps", "seconds", "peak MB"), rows
     )
     text += (
         "\n\nEncoding, sampling and decoding; imports and loading the weights are not in the seconds. "
         f"Memory: {figures['memory']}.\n"
-        f"Medians and highest peaks of {args.repeats}, in turn. "
+        f"Medians and highest peaks of {settings.repeats}, in turn. "
         f"The two loops agree in float32 to {figures['agreement_db']:.1f} dB."
     )
     if usual != "float32":
@@ -262,12 +197,12 @@ def _full(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     return figures, text
 
 
-def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
+def _import(settings: Settings, device: torch.device, folder: Path) -> tuple[dict, str]:
     seconds, loaded = [], []
-    for _ in range(args.repeats):
+    for _ in range(settings.repeats):
         done = subprocess.run([sys.executable, "-c", _IMPORT], env=_environment(), capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"importing {__package__} failed:\n{done.stderr}")
+            raise RuntimeError(f"importing {PACKAGE} failed:\n{done.stderr}")
         first, *loaded = done.stdout.split()
         seconds.append(float(first))
     figures = {
@@ -278,34 +213,34 @@ def _import(args: argparse.Namespace, device: torch.device, folder: Path) -> tup
     }
     rows: list[tuple[str, ...]] = [("median", f"{figures['seconds']:.3f}"), ("bound", f"{IMPORT_SECONDS:.3f}")]
     return figures, _table(
-        (f"import {__package__}", "seconds"), rows
+        (f"import {PACKAGE}", "seconds"), rows
     ) + f"\n\nPulls in {', '.join(loaded) or 'none'} of {', '.join(HEAVY)}."
 
 
-def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[dict, str]:
+def _host(settings: Settings, device: torch.device, folder: Path) -> tuple[dict, str]:
     from . import host as benchmark_host
 
-    resolution, base = args.resolution or 1024, folder / "comfyui"
-    own = args.comfyui.resolve() / ".venv/bin/python"
-    python = args.comfyui_python or str(own if own.is_file() else sys.executable)
+    resolution, base = settings.resolution or 1024, folder / "comfyui"
+    own = settings.comfyui.resolve() / ".venv/bin/python"
+    python = str(own if own.is_file() else sys.executable)
     base.mkdir()
-    graphs = benchmark_host.graphs(resolution, args.steps)
+    graphs = benchmark_host.graphs(resolution, settings.steps)
     found: dict[str, list[dict]] = {"core": [], "ours": []}
-    with tqdm(total=1 + args.repeats * len(found), desc="ComfyUI", unit="run", disable=None) as bar:
+    with tqdm(total=1 + settings.repeats * len(found), desc="ComfyUI", unit="run", disable=None) as bar:
         benchmark_host.prepare(base, resolution)
         bar.update()
-        for repeat in range(args.repeats):
+        for repeat in range(settings.repeats):
             for name in ("core", "ours") if repeat % 2 == 0 else ("ours", "core"):
                 bar.set_postfix_str(name)
                 found[name].append(
-                    benchmark_host.measure(args.comfyui.resolve(), python, base, graphs[name], device.type)
+                    benchmark_host.measure(settings.comfyui.resolve(), python, base, graphs[name], device.type)
                 )
                 bar.update()
     core, ours = (_summary(found[name]) for name in ("core", "ours"))
     ratios = {"ratio_seconds": ours["seconds"] / core["seconds"], "ratio_peak": None}
     if core["peak_mb"] and ours["peak_mb"]:
         ratios["ratio_peak"] = ours["peak_mb"] / core["peak_mb"]
-    figures = {"resolution": resolution, "steps": args.steps, "core": core, "ours": ours, **ratios}
+    figures = {"resolution": resolution, "steps": settings.steps, "core": core, "ours": ours, **ratios}
     rows: list[tuple[str, ...]] = [
         ("UNETLoader, VAEEncode, KSampler, VAEDecode", *_cells(core)),
         ("our nodes", *_cells(ours)),
@@ -313,7 +248,7 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     rows.append(("**ours / core** (bounds 1.02, 1.00)", *(f"**{_number(value, 3)}**" for value in ratios.values())))
     text = _table(
         (
-            f"in ComfyUI, SD 1.5 inpainting, random weights, {resolution}x{resolution}, {args.steps} steps",
+            f"in ComfyUI, SD 1.5 inpainting, random weights, {resolution}x{resolution}, {settings.steps} steps",
             "seconds",
             "peak MB",
         ),
@@ -321,7 +256,7 @@ def _host(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple
     )
     text += (
         "\n\nFrom queueing to the saved picture, loading included; the server's peak memory. "
-        f"Medians and highest peaks of {args.repeats}, in turn."
+        f"Medians and highest peaks of {settings.repeats}, in turn."
     )
     return figures, text
 
@@ -365,27 +300,11 @@ def _work(task: dict, folder: Path) -> dict:
 # Small things.
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.repeats < 1:
-        raise InputError(f"--repeats {args.repeats} is too small; give 1 or more")
-    if args.steps < 2:
-        raise InputError(
-            "--steps 1 cannot be compared: for one step the diffusers loop starts at timestep 0; give 2 or more"
-        )
-    if args.resolution is not None and (args.resolution < 64 or args.resolution % 64):
-        raise InputError(f"--resolution {args.resolution} is no multiple of 64; give 512, for example")
-    if args.only == "host" and args.comfyui is None:
+def _check(settings: Settings) -> None:
+    if settings.only == "host" and settings.comfyui is None:
         raise InputError("--only host needs --comfyui DIR, the folder with ComfyUI's main.py")
-    if args.comfyui is not None and not (args.comfyui / "main.py").is_file():
-        raise InputError(f"--comfyui {args.comfyui}: there is no main.py; give ComfyUI's own folder")
-    if args.widths and any(width < 32 or width % 32 for width in args.widths):
-        raise InputError(
-            f"--widths {' '.join(map(str, args.widths))}: each must be a multiple of 32, for the normalisation's groups"
-        )
-    if (args.composite is None) != (args.mask is None):
-        raise InputError("--composite and --mask go together; give both or neither")
-    if args.json is not None and (args.json.is_dir() or not Path(os.path.realpath(args.json)).parent.is_dir()):
-        raise InputError(f"--json {args.json}: give the name of a file in a folder that exists")
+    if settings.comfyui is not None and not (settings.comfyui / "main.py").is_file():
+        raise InputError(f"--comfyui {settings.comfyui}: there is no main.py; give ComfyUI's own folder")
 
 
 def _machine(device: torch.device) -> dict[str, str]:
@@ -396,7 +315,7 @@ def _machine(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
     packages = {name: version(name) for name in ("torch", "diffusers")}
     return {
-        __package__: __version__,
+        PACKAGE: __version__,
         "Python": platform.python_version(),
         **packages,
         "device": name,

@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
         pipeline = DiffHarmony(
             unet=model, vae=vae, null_text=null_text, prediction_type=start.prediction_type, resolution=settings.size
         )
-        latents = pipeline.harmonize_latents(batch["composite"], batch["mask"], seeds=list(range(len(shown))))
+        latents = pipeline.harmonize_latents(batch["composite"], batch["mask"])
         columns = [batch["composite"], batch["mask"], pipeline.decode(latents), batch["real"]]
         sheets.save([column.cpu() for column in columns], args.output / "samples" / f"{step:07d}.jpg")
 

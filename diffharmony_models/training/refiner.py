@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from .. import checkpoint, geometry
-from ..cli.harmonize import resolution
 from ..errors import InputError
 from ..networks.refiner import INPUTS, Refiner, stack
 from ..numbers import whole
+from ..settings import LARGEST_RESOLUTION
+from ..settings import Settings as Harmonizing
 from . import cache, data, loop, recipe, sheets
 from .harmonizer import recolored
 
@@ -33,7 +34,7 @@ class Settings(recipe.Settings):
         7, tuple(sorted(INPUTS)), "7: harmonized, mask, composite; 4: without the composite; 3: harmonized"
     )
     size: int = recipe.number(256, whole(16, 2048), "resolution of the refinement")
-    resolution: int = recipe.number(0, resolution, "resolution of stage 1; 0: the checkpoint's own")
+    resolution: int = recipe.number(0, whole(0, LARGEST_RESOLUTION), "resolution of stage 1; 0: the checkpoint's own")
     crop: int = recipe.number(0, whole(0, 2048, multiple_of=8), "side of random crops, a multiple of 8; 0: none")
     cache_outputs: int = recipe.number(
         0,
@@ -155,7 +156,9 @@ def harmonized(
     stage1: "DiffHarmony", batch: dict[str, torch.Tensor], resolution: int, size: int, seeds: list[int]
 ) -> torch.Tensor:
     """Stage 1's picture of a batch, scaled to the refinement's size: [B, 3, size, size] in [0, 1]."""
-    latents = stage1.harmonize_latents(batch["composite"], batch["mask"], resolution=resolution, seeds=seeds)
+    latents = stage1.harmonize_latents(
+        batch["composite"], batch["mask"], Harmonizing(resolution=resolution), seeds=seeds
+    )
     return geometry.resize(stage1.decode(latents), (size, size)).clone()
 
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 from graphs import BUNDLED, LATENT, SEED, STEPS, decode, harmonize, pick, wires
 
+from diffharmony_models.settings import Settings
+
 
 def frames(host, composite, mask, resolution=64, **changes) -> torch.Tensor:
     graph, shared = wires(host, BUNDLED, composite, mask)
@@ -26,7 +28,7 @@ def test_a_frame_of_a_batch_is_what_it_is_alone(host, batch, masks):
 def test_a_batch_is_the_engines(host, bundled):
     composite, mask = pictures.composites(3)
     seeds = [SEED, SEED + 1, SEED + 2]
-    expected = bundled.harmonize_latents(composite, mask, seeds=seeds, resolution=64, steps=STEPS)
+    expected = bundled.harmonize_latents(composite, mask, Settings(resolution=64, steps=STEPS), seeds=seeds)
     assert (frames(host, composite, mask) - expected / bundled.vae.config.scaling_factor).abs().max() <= LATENT
 
 

@@ -10,6 +10,7 @@ from graphs import BUNDLED, LATENT, SEED, STEPS, decode, engine, harmonize, pick
 
 from diffharmony_models import checkpoint as checkpoints
 from diffharmony_models.pipeline import DiffHarmony
+from diffharmony_models.settings import Settings
 
 DECODED = 50  # dB
 
@@ -27,7 +28,7 @@ def compare(
     latent = harmonize(graph, shared, resolution, sampler_name=sampler, shape=shape)
     latents, decoded = host.fetch(graph, latent, decode(graph, shared, latent))
     settings = {"resolution": resolution, "shape": "square" if shape == "square" else "keep", "steps": STEPS}
-    expected = ours.harmonize_latents(composite, mask, seeds=[SEED], sampler=sampler, **settings)
+    expected = ours.harmonize_latents(composite, mask, Settings(seed=SEED, sampler=sampler, **settings))
     assert latents.shape == expected.shape
     assert (latents - expected / ours.vae.config.scaling_factor).abs().max() <= LATENT
     assert pictures.psnr(decoded.movedim(-1, 1), ours.decode(expected)) >= DECODED
@@ -76,7 +77,7 @@ def test_every_precision(host, bundled, weight_dtype):
     graph.prompt[shared["model"][0]]["inputs"]["weight_dtype"] = weight_dtype
     latent = harmonize(graph, shared, 64)
     (decoded,) = host.fetch(graph, decode(graph, shared, latent))
-    latents = bundled.harmonize_latents(composite, mask, seeds=[SEED], resolution=64, steps=STEPS)
+    latents = bundled.harmonize_latents(composite, mask, Settings(seed=SEED, resolution=64, steps=STEPS))
     expected = bundled.decode(latents)
     assert pictures.psnr(decoded.movedim(-1, 1), expected) >= (30 if weight_dtype in ("bf16", "fp16") else DECODED)
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffharmony_models import checkpoint as checkpoints
+from diffharmony_models.settings import Settings
 
 LORA = "tiny.safetensors"
 
@@ -30,7 +31,7 @@ def test_stage_1_by_the_hosts_own_samplers(host, bundled, sample):
     graph, shared = wires(host, BUNDLED, composite, mask)
     (found,) = host.fetch(graph, sample(graph, shared["model"], condition(graph, shared, 64)))
     noise = hosts_noise(tuple(found.shape))
-    expected = bundled.harmonize_latents(composite, mask, resolution=64, steps=STEPS, noise=noise)
+    expected = bundled.harmonize_latents(composite, mask, Settings(resolution=64, steps=STEPS), noise=noise)
     assert (found - expected / bundled.vae.config.scaling_factor).abs().max() <= LATENT
 
 
@@ -58,7 +59,7 @@ def test_steps_0_are_the_checkpoints_own(host, steps, tmp_path):
     graph, shared = wires(host, path.name, composite, mask)
     own, typed, other = host.fetch(graph, *(harmonize(graph, shared, 64, steps=each) for each in (0, steps, 3)))
     assert torch.equal(own, typed) and not torch.equal(own, other)
-    expected = engine(path).harmonize_latents(composite, mask, resolution=64, seeds=SEED)
+    expected = engine(path).harmonize_latents(composite, mask, Settings(resolution=64, seed=SEED))
     assert (own - expected / content.vae.config["scaling_factor"]).abs().max() <= LATENT
 
 

@@ -12,6 +12,7 @@ from harness import ROOT, Graph
 
 from diffharmony_models import recolor
 from diffharmony_models.pipeline import Noise
+from diffharmony_models.settings import Settings
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 OURS = {"HarmonizeColors", "HarmonizeLatent", "RefineResidual", "TransferToFullResolution", "VAEDecodeHigherRes"}
@@ -22,6 +23,7 @@ BOUND = 45  # dB, of 8 bit pictures; rounding alone leaves 59
 # What is in a video file, by the host's own library for them.
 DESCRIBE = """
 import av, json, sys
+from diffharmony_models.settings import Settings
 with av.open(sys.argv[1]) as file:
     video = file.streams.video[0]
     said = {"width": video.width, "height": video.height, "rate": int(video.average_rate)}
@@ -87,7 +89,7 @@ def compare(found: torch.Tensor, expected: torch.Tensor, composite: torch.Tensor
 def test_quick_start(host, bundled):
     graph = workflow(host, "quick_start")
     composite, mask = lay(host, graph)
-    compare(result(host, graph), bundled(composite, mask, method="colors").refined, composite, mask)
+    compare(result(host, graph), bundled(composite, mask, Settings(method="colors")).refined, composite, mask)
 
 
 def test_colors_then_diffusion(host, bundled):
@@ -100,7 +102,7 @@ def test_colors_then_diffusion(host, bundled):
     assert all(wire(graph, name, "composite") == recolored for name in ("HarmonizeLatent", "TransferToFullResolution"))
     found = result(host, graph)
     compare(found, bundled(composite, mask, **settings).refined, composite, mask)
-    colors = bundled(composite, mask, method="colors").refined
+    colors = bundled(composite, mask, Settings(method="colors")).refined
     assert pictures.psnr(found, colors) < BOUND, "the diffusion model has changed nothing"
 
 
@@ -109,7 +111,7 @@ def test_published_weights(host, base):
     composite, mask = lay(host, graph)
     assert graph.prompt[only(graph, "HarmonizeLatent")]["inputs"]["resolution"] == 1024
     change(graph, "HarmonizeLatent", resolution=128, seed=3)
-    expected = base(composite, mask, resolution=128, seeds=3, ending="paper").refined
+    expected = base(composite, mask, Settings(resolution=128, seed=3, ending="paper")).refined
     compare(result(host, graph), expected, composite, mask)
 
 
@@ -120,8 +122,8 @@ def test_stage1_ksampler(host, bundled):
     change(graph, "KSampler", seed=3)
     assert graph.prompt[only(graph, "KSampler")]["inputs"]["steps"] == bundled.steps
     noise = hosts_noise((1, 4, 16, 16), 3, bundled.steps)
-    colors = bundled(composite, mask, method="colors").refined
-    latents = bundled.harmonize_latents(colors, mask, resolution=128, noise=noise)
+    colors = bundled(composite, mask, Settings(method="colors")).refined
+    latents = bundled.harmonize_latents(colors, mask, Settings(resolution=128), noise=noise)
     expected = bundled.finish(bundled.decode(latents), colors, mask)
     compare(result(host, graph), expected, composite, mask)
 
@@ -142,7 +144,7 @@ def test_generate_paste_harmonize(host, bundled, sd15):
     assert mask.sum() == 32 * 28
     inside = (mask > 0).expand_as(composite)
     assert (composite[inside] - thing[:3, 8:40, 6:34].flatten()).abs().max() <= 1 / 255
-    compare(result(host, graph), bundled(composite, mask, method="colors").refined, composite, mask)
+    compare(result(host, graph), bundled(composite, mask, Settings(method="colors")).refined, composite, mask)
 
 
 def test_inpaint_harmonize(host, base, sd15):
@@ -164,7 +166,7 @@ def test_inpaint_harmonize(host, base, sd15):
     generator = torch.Generator().manual_seed(3)
     drawn = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(7)]
     noise = Noise(drawn[0], (latent * scale - mean) / std, torch.stack(drawn[2:]))
-    latents = base.harmonize_latents(composite, mask, resolution=128, noise=noise)
+    latents = base.harmonize_latents(composite, mask, Settings(resolution=128), noise=noise)
     expected = base.finish(base.decode(latents), composite, mask)
     compare(result(host, graph), expected, composite, mask)
 

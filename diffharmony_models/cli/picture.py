@@ -1,0 +1,137 @@
+"""One picture, from file to file."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from .. import geometry
+from ..endings import ENDINGS
+from ..errors import InputError, printable
+from ..files import images
+from ..settings import Settings
+from .jobs import Job
+
+if TYPE_CHECKING:
+    from ..pipeline import DiffHarmony, Result
+
+logger = logging.getLogger(__name__)
+
+SHEET_SIDE = 512
+
+
+def harmonize(
+    job: Job,
+    load: Callable[[], "DiffHarmony"],
+    settings: Settings,
+    output_size: Callable[[int, int], tuple[int, int]] | None,
+) -> None:
+    """Reads, harmonizes and writes one picture.
+
+    load: gives the engine; called only once the input has proven good. output_size: from the composite's height and
+    width those of the result; None: the same.
+    """
+    picture, mask = read_pair(job)
+    size = picture.size if output_size is None else output_size(*picture.size)
+    for path in (job.out, job.sheet):
+        if path is not None:
+            images.check_output(path, size if path == job.out else None)
+    alpha = picture.alpha
+    if alpha is not None and images.check_output(job.out) not in images.ALPHA_FORMATS:
+        logger.warning(
+            "%s has transparency, which a %s cannot hold; write a .png to keep it", job.composite, job.out.suffix
+        )
+        alpha = None
+    if geometry.is_empty(mask).all():
+        highest = round(mask.max().item() * 255)
+        logger.warning(
+            "%s is empty (its brightest value is %d of 255, 128 is needed); %s is returned unchanged",
+            job.mask,
+            highest,
+            job.composite,
+        )
+        harmonized, refined = picture.pixels, geometry.resize(picture.pixels, size)
+    else:
+        result = _run_engine(load(), picture, mask, size, job, settings)
+        harmonized, refined = result.harmonized, result.refined
+    if job.sheet is not None:
+        title = ENDINGS[settings.ending].title
+        images.write_image(job.sheet, sheet(picture.pixels, mask, harmonized, refined, title, job.composite.name))
+    images.write_image(job.out, refined, picture.icc_profile, None if alpha is None else geometry.resize(alpha, size))
+
+
+def read_pair(job: Job) -> tuple[images.Picture, torch.Tensor]:
+    """Composite and mask of one picture; a mask of its proportions is scaled to it. InputError for any other size."""
+    picture, mask = images.read_image(job.composite), images.read_mask(job.mask)
+    height, width = picture.size
+    if not geometry.proportional(mask.shape[-2:], picture.size):
+        turned = f" ({job.composite.name} is turned by its EXIF orientation)" if picture.turned else ""
+        raise InputError(
+            f"{job.composite} is {width}x{height} but its mask {job.mask} is {mask.shape[-1]}x{mask.shape[-2]}{turned};"
+            " give a mask of the composite's proportions"
+        )
+    return picture, geometry.resize(mask, picture.size)
+
+
+def sheet(
+    composite: torch.Tensor,
+    mask: torch.Tensor,
+    harmonized: torch.Tensor,
+    refined: torch.Tensor,
+    ending: str,
+    title: str,
+) -> torch.Tensor:
+    """The comparison sheet: four pictures in a row where they are upright, two by two otherwise. The harmonized one,
+    whose size is that of stage 1, is shown in the composite's proportions. ending: the last one's name."""
+    height, width = composite.shape[-2:]
+    panels = [("composite", composite), ("mask", mask)]
+    if harmonized is refined:  # by colours alone: there is nothing between the composite and the result
+        panels.insert(1, ("harmonized", refined))
+    else:
+        scale = min(1, SHEET_SIDE / max(height, width))
+        small = geometry.resize(harmonized, (max(1, round(height * scale)), max(1, round(width * scale))))
+        panels += [("harmonized", small), (ending, refined)]
+    return images.comparison_sheet([panels] if height > width else [panels[:2], panels[2:]], SHEET_SIDE, title)
+
+
+def _run_engine(
+    engine: "DiffHarmony",
+    picture: images.Picture,
+    mask: torch.Tensor,
+    size: tuple[int, int],
+    job: Job,
+    settings: Settings,
+) -> "Result":
+    height, width = picture.size
+    wanted = settings.resolution or engine.resolution
+    inference = geometry.inference_size(height, width, wanted, settings.shape)
+    method = settings.method or engine.default_method
+    if method != "colors" and inference[0] * inference[1] > 4 * wanted**2:
+        raise InputError(
+            f"{job.composite} is {width}x{height}, too long and thin; "
+            "crop it around the foreground, or use --shape square"
+        )
+    name = printable(job.composite.name)
+    try:
+        with tqdm(unit="stage", desc=name, leave=False, delay=1, disable=None, dynamic_ncols=True) as bar:
+            return engine(
+                picture.pixels,
+                torch.where(mask < geometry.FAINT, 0, mask),
+                settings,
+                output_size=size,
+                progress=lambda done, total: _show(bar, done, total),
+            )
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        raise InputError(
+            f"{job.composite} needs more memory than there is at {inference[1]}x{inference[0]}; "
+            "give a smaller --resolution or --dtype bfloat16"
+        ) from error
+
+
+def _show(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
