@@ -157,15 +157,3 @@ def context_for(mask: torch.Tensor, choice: float | str) -> float | None:
     if choice == "auto":
         return CONTEXT if helps(mask) else None
     return None if isinstance(choice, str) else choice
-
-
-def foregrounds(labels: torch.Tensor) -> torch.Tensor:
-    """A label picture, whole numbers [H, W] with 0 for the background, to one mask for each label: [N, 1, H, W].
-
-    Raises InputError for a picture without a label, and for more than 255.
-    """
-    values = labels.unique()
-    values = values[values != 0]
-    if not 0 < len(values) <= 255:
-        raise InputError(f"The label picture has {len(values)} labels; expected 1 to 255, and 0 for the background.")
-    return (labels[None] == values[:, None, None]).float()[:, None]

@@ -13,7 +13,7 @@ DiffHarmonyColors = io.Custom("DIFFHARMONY_COLORS")  # a `lut.Colors`: the chang
 DiffHarmonyCrop = io.Custom("DIFFHARMONY_CROP")  # a `crop.Crops`
 
 
-def colors() -> io.Custom.Output:
+def colors() -> io.Output:
     return DiffHarmonyColors.Output("colors", tooltip="The change of colour itself, of each picture.")
 
 

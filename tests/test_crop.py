@@ -93,14 +93,6 @@ def test_a_crop_helps_foregrounds_under_two_percent(side, helped):
     assert crop.helps(box(100, 100, 20, 20, side, side)) is helped
 
 
-def test_a_label_picture_is_a_mask_for_each_label():
-    labels = torch.tensor([[0, 7, 7], [0, 0, 3]])
-    assert torch.equal(crop.foregrounds(labels)[:, 0], torch.stack([labels == 3, labels == 7]).float())
-    for bad in (torch.zeros(4, 4), torch.arange(400).view(20, 20)):
-        with pytest.raises(ValueError, match="labels; expected 1 to 255"):
-            crop.foregrounds(bad)
-
-
 @pytest.mark.parametrize(
     "call, words",
     [
