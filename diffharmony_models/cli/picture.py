@@ -138,7 +138,9 @@ def _run_engine(
             from ..pipeline import Result
 
             composite, mask = (geometry.resize(image, size) for image in (picture.pixels, mask))
-            refined = crop.one_after_another(lambda *pair: run(*pair, None).refined, composite, mask, context)
+            refined = crop.one_after_another(
+                lambda part, inside: run(part, inside, None).refined, composite, mask, context
+            )
             return Result(refined, refined)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
