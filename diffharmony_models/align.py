@@ -88,7 +88,7 @@ def _align(picture: torch.Tensor, composite: torch.Tensor) -> tuple[torch.Tensor
     pyramid = _pyramid(moving, still)
     place = torch.tensor([[1.0, 1.0], [0.0, 0.0]])  # scale and shift of (x, y), in half sides of the picture
     for level in reversed(pyramid):
-        place = _settle(*level, place)
+        place = _settle(level[0], level[1], place)
     grid = _grid(size, place)
     structures = pyramid[0]
     before, after = _correlation(*structures, _grid(size, _identity())), _correlation(*structures, grid)
