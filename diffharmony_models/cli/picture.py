@@ -129,9 +129,9 @@ def _run_engine(
     try:
         with tqdm(unit="stage", desc=name, leave=False, delay=1, disable=None, dynamic_ncols=True) as bar:
 
-            def run(composite: torch.Tensor, inside: torch.Tensor, output_size: tuple[int, int] | None) -> "Result":
+            def run(part: torch.Tensor, inside: torch.Tensor, output_size: tuple[int, int] | None = None) -> "Result":
                 progress = functools.partial(_show, bar)
-                return engine(composite, inside, settings, output_size=output_size, progress=progress)
+                return engine(part, inside, settings, output_size=output_size, progress=progress)
 
             if context is None:
                 return run(picture.pixels, mask, size)
