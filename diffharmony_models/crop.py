@@ -18,6 +18,7 @@ from .errors import InputError
 # from there on no gain (2 to 5 % +3.7, 5 to 15 % -2.3). A context of 3 gives -32, -15, -25, -12, -11 and -1.1.
 CONTEXT = 2.0
 SMALL = 0.02  # of the picture
+CHOICES = ("off", "auto")
 LEAST = 64  # pixels of the picture a side: a smaller window shows next to nothing
 
 
@@ -149,3 +150,10 @@ def one_after_another(
 def helps(mask: torch.Tensor) -> bool:
     """Whether a foreground, [1, 1, H, W] in [0, 1], is so small that a crop helps: below `SMALL` of the picture."""
     return 0 < float((mask >= 0.5).float().mean()) < SMALL
+
+
+def context_for(mask: torch.Tensor, choice: float | str) -> float | None:
+    """The context for one foreground [1, 1, H, W]; None for none. choice: "off", "auto" (where it helps) or itself."""
+    if choice == "auto":
+        return CONTEXT if helps(mask) else None
+    return None if isinstance(choice, str) else choice

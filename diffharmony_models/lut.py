@@ -150,10 +150,15 @@ def of_picture(colors: Colors, number: int) -> tuple[torch.Tensor, LeftOut] | No
     return lut, left_out(lut, composite, changed, mask)
 
 
-def write(path: str | os.PathLike, lut: torch.Tensor, title: str) -> None:
-    """Writes the table as a .cube file. InputError for another ending of the name."""
+def check_name(path: str | os.PathLike) -> None:
+    """InputError for a name that does not end in .cube."""
     if not os.fspath(path).lower().endswith(".cube"):
         raise InputError(f"{path} is no name of a look-up table; give one that ends in .cube.")
+
+
+def write(path: str | os.PathLike, lut: torch.Tensor, title: str) -> None:
+    """Writes the table as a .cube file. InputError for another ending of the name."""
+    check_name(path)
     name = "".join(letter for letter in title if letter.isascii() and letter.isprintable() and letter != '"')
     lines = [f'TITLE "{name}"', f"LUT_3D_SIZE {len(lut)}", "DOMAIN_MIN 0.0 0.0 0.0", "DOMAIN_MAX 1.0 1.0 1.0"]
     lines += ["{:.6f} {:.6f} {:.6f}".format(*color) for color in lut.flatten(0, 2).tolist()]

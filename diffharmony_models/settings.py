@@ -29,6 +29,9 @@ class Settings:
     stages on what the regressor has made of the composite; None: `DiffHarmony.default_method`.
     amounts: how much of the change is made; its `local` is that of the regressor's.
 
+    crop: "off"; "auto", a small foreground in a window of its own; or the window's side as a multiple of the
+    foreground's, see `crop.around`. The command line heeds it, a call of the pipeline does not.
+
     Of the stages: resolution and shape, see `geometry.inference_size`, and steps; 0 is the checkpoint's own. sampler:
     of `sampling.SAMPLERS`. seed: of the noise; picture n of a batch has that of seed + n. decoder: "vae", or
     "harmony_vae", the checkpoint's Harmony-VAE, which also encodes; it stands in for a VAE that is not there.
@@ -40,6 +43,7 @@ class Settings:
 
     method: str | None = None
     amounts: Amounts = field(default_factory=Amounts)
+    crop: float | str = "off"
     resolution: int = 0
     shape: str = "keep"
     steps: int = 0

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from ..crop import CHOICES
 from ..devices import DTYPES
 from ..errors import InputError
 from ..geometry import SIDE
-from ..numbers import whole
+from ..numbers import real, whole
 from ..settings import LARGEST_RESOLUTION
 
 DEVICE = "cpu, cuda, cuda:1, mps (default: the best there is)"
@@ -63,3 +64,13 @@ def refuse(given: Collection[str], names: Iterable[str], why: str) -> None:
     unused = [f"--{name.replace('_', '-')}" for name in names if name in given]
     if unused:
         raise InputError(f"{' and '.join(unused)}: {why}")
+
+
+def crop(text: str) -> float | str:
+    """A type for `--crop`: off, auto or a number from 1 to 8."""
+    if text in CHOICES:
+        return text
+    try:
+        return real(1, 8)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or give {' or '.join(CHOICES)}") from None

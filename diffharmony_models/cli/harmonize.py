@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels over which the foreground's edge fades in, inwards (default: 0)",
     )
     add(
+        "--crop",
+        metavar="C",
+        type=arguments.crop,
+        help="harmonize in a window of C times the foreground's side; auto: under 2 %% of the picture (default: off)",
+    )
+    add(
         "--output-size",
         metavar="S",
         type=arguments.output_size,
@@ -90,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=file_or_folder,
         help="also write a sheet of all stages; or a folder of sheets",
     )
+    add("--lut", metavar="FILE.cube", type=file_or_folder, help="also write one picture's change as a look-up table")
     add("--overwrite", action="store_true", help="of a folder, make again what is there already")
     add("--device", metavar="D", help=arguments.DEVICE)
 
@@ -143,8 +150,9 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.composite, args.mask):
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder; check the name")
-    job = Job(args.composite, args.mask, args.out, options.get("compare"))
+    job = Job(args.composite, args.mask, args.out, options.get("compare"), options.get("lut"))
     if job.composite.is_dir():
+        refuse(options, ("lut",), "a table is of one picture; leave it out")
         return _run_folder(job, work, "overwrite" in options)
     refuse(options, ("overwrite",), "one picture is made again in any case; leave it out")
     check_single(job)

@@ -7,16 +7,19 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import images
+from ..lut import check_name
 
 
 @dataclass(frozen=True)
 class Job:
-    """The files of one picture, or the folders of many; sheet: where the comparison sheet goes, or None."""
+    """The files of one picture, or the folders of many; sheet: where the comparison sheet goes, or None.
+    lut: where the change of colour of one picture goes, or None."""
 
     composite: Path
     mask: Path
     out: Path
     sheet: Path | None = None
+    lut: Path | None = None
 
     @property
     def done(self) -> bool:
@@ -31,6 +34,8 @@ def check_single(job: Job) -> None:
         raise InputError(
             f"{job.composite} is one picture but {job.mask} is a folder; give one mask, or folders for all three"
         )
+    if job.lut is not None:
+        check_name(job.lut)
     for path in (job.out, job.sheet):
         if path is None:
             continue

@@ -1,13 +1,15 @@
 """One picture, from file to file."""
 
+import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
-from .. import geometry
+from .. import crop, geometry, lut
 from ..endings import ENDINGS
 from ..errors import InputError, printable
 from ..files import images, sheets
@@ -56,10 +58,21 @@ def harmonize(
     else:
         result = _run_engine(load(), picture, mask, size, job, settings)
         harmonized, refined = result.harmonized, result.refined
+    if job.lut is not None:
+        _write_lut(job.lut, geometry.resize(picture.pixels, size), geometry.resize(mask, size), refined)
     if job.sheet is not None:
         title = ENDINGS[settings.ending].title
         images.write_image(job.sheet, sheet(picture.pixels, mask, harmonized, refined, title, job.composite.name))
     images.write_image(job.out, refined, picture.icc_profile, None if alpha is None else geometry.resize(alpha, size))
+
+
+def _write_lut(path: Path, composite: torch.Tensor, mask: torch.Tensor, refined: torch.Tensor) -> None:
+    if geometry.is_empty(mask).all():
+        logger.warning("%s is not written: without a foreground there is no change of colour", path)
+        return
+    table = lut.table(lut.curve_between(composite, refined, mask))
+    lut.write(path, table, path.stem)
+    logger.info("%s written: %s", path, lut.left_out(table, composite, refined, mask))
 
 
 def read_pair(job: Job) -> tuple[images.Picture, torch.Tensor]:
@@ -104,25 +117,31 @@ def _run_engine(
     job: Job,
     settings: Settings,
 ) -> "Result":
+    mask = torch.where(mask < geometry.FAINT, 0, mask)
+    context = crop.context_for(mask, settings.crop)
     height, width = picture.size
     wanted = settings.resolution or engine.resolution
     inference = geometry.inference_size(height, width, wanted, settings.shape)
     method = settings.method or engine.default_method
-    if method != "colors" and inference[0] * inference[1] > 4 * wanted**2:
-        raise InputError(
-            f"{job.composite} is {width}x{height}, too long and thin; "
-            "crop it around the foreground, or use --shape square"
-        )
+    if method != "colors" and context is None and inference[0] * inference[1] > 4 * wanted**2:
+        raise InputError(f"{job.composite} is {width}x{height}, too long and thin; use --crop 2, or --shape square")
     name = printable(job.composite.name)
     try:
         with tqdm(unit="stage", desc=name, leave=False, delay=1, disable=None, dynamic_ncols=True) as bar:
-            return engine(
-                picture.pixels,
-                torch.where(mask < geometry.FAINT, 0, mask),
-                settings,
-                output_size=size,
-                progress=lambda done, total: _show(bar, done, total),
+
+            def run(part: torch.Tensor, inside: torch.Tensor, output_size: tuple[int, int] | None = None) -> "Result":
+                progress = functools.partial(_show, bar)
+                return engine(part, inside, settings, output_size=output_size, progress=progress)
+
+            if context is None:
+                return run(picture.pixels, mask, size)
+            from ..pipeline import Result
+
+            composite, mask = (geometry.resize(image, size) for image in (picture.pixels, mask))
+            refined = crop.one_after_another(
+                lambda part, inside: run(part, inside, None).refined, composite, mask, context
             )
+            return Result(refined, refined)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise

@@ -1,6 +1,7 @@
 """The interface for nodes; memory, progress, pictures and folders."""
 
 import inspect
+import os
 
 import comfy.model_management as mm
 import comfy.utils
@@ -65,4 +66,4 @@ def files_are_numbered_in_the_output_folder() -> None:
     takes(folder_paths.get_save_image_path, "filename_prefix", "output_dir")
     output = folder_paths.get_output_directory()
     folder, name, number, _, _ = folder_paths.get_save_image_path("contract", output)
-    assert folder == output and name == "contract" and isinstance(number, int)
+    assert os.path.normpath(folder) == os.path.normpath(output) and name == "contract" and isinstance(number, int)
