@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from . import geometry, recolor
-from .color import rgb_to_lab
 from .errors import InputError
-from .files.images import write_bytes
-from .networks.color_regressor import LUMA, ColorChange, monomials
+from .files.writing import write_bytes
+from .luma import LUMA
+from .networks.color_regressor import ColorChange, monomials
 from .recolor import Amounts
 from .transfer import ColorModel, find
 
@@ -124,9 +124,20 @@ def left_out(lut: torch.Tensor, composite: torch.Tensor, changed: torch.Tensor, 
     if not inside.any():
         return LeftOut(0.0, 0.0, torch.inf)
     own, wanted, found = (image[0][:, inside].T for image in (composite, changed, apply(lut, composite)))
-    lab = [torch.from_numpy(rgb_to_lab(colors.clamp(0, 1).numpy())) for colors in (own, wanted, found)]
+    lab = [_lab(colors.clamp(0, 1)) for colors in (own, wanted, found)]
     delta_e, whole = (float((lab[1] - other).norm(dim=1).mean()) for other in (lab[2], lab[0]))
     return LeftOut(delta_e, whole, float(-10 * torch.log10((found - wanted).square().mean())))
+
+
+def _lab(colors: torch.Tensor) -> torch.Tensor:
+    """sRGB [..., 3] in [0, 1] to CIE Lab, white D65 (IEC 61966-2-1, CIE 15:2004)."""
+    linear = torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    to_xyz = torch.tensor(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    )
+    xyz = linear @ (to_xyz / to_xyz.sum(1, keepdim=True)).T
+    x, y, z = torch.where(xyz > 216 / 24389, xyz.clamp(min=0) ** (1 / 3), xyz * 841 / 108 + 4 / 29).unbind(-1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-1)
 
 
 def of_picture(colors: Colors, number: int) -> tuple[torch.Tensor, LeftOut] | None:

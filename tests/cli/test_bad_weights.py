@@ -85,7 +85,7 @@ BAD_WEIGHTS = {
         lambda folder, tiny: save_raw(
             folder / "w.safetensors", replace(tiny, vae=changed(tiny.vae, {"block_out_channels": [8, 8, 16, 16]}))
         ),
-        "block_out_channels",
+        "tensors do not fit its config",
     ),
     "other layers": (
         lambda folder, tiny: save_raw(

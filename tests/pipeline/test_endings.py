@@ -67,7 +67,7 @@ def test_the_stages_one_by_one_make_what_the_call_makes(engine, ending, decoder)
     result = engine(composite, mask, settings)
     latents = engine.harmonize_latents(composite, mask, settings)
     refined = engine.finish(result.harmonized, composite, mask, settings)
-    assert torch.equal(refined, result.refined)
+    assert torch.allclose(refined, result.refined, atol=1e-4)  # batches of other sizes are summed in another order
     if decoder == "vae":  # a call draws the Harmony-VAE's condition
         assert torch.equal(engine.decode(latents), result.harmonized)
 
