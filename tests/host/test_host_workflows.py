@@ -21,7 +21,6 @@ BOUND = 45  # dB, of 8 bit pictures; rounding alone leaves 59
 # What is in a video file, by the host's own library for them.
 DESCRIBE = """
 import av, json, sys
-from diffharmony_models.settings import Settings
 with av.open(sys.argv[1]) as file:
     video = file.streams.video[0]
     said = {"width": video.width, "height": video.height, "rate": int(video.average_rate)}
@@ -260,9 +259,10 @@ def test_a_workflow_says_what_it_needs(path):
     nodes = read(path.stem)["nodes"]
     assert [node for node in nodes if node["type"] == "MarkdownNote"]
     for node in nodes:
-        if node["type"] != "MarkdownNote":
-            ours = "DiffHarmony" in node["type"] or node["type"] in OURS
-            assert node["properties"]["cnr_id"] == ("diffharmony-nodes" if ours else "comfy-core")
+        if node["type"] == "MarkdownNote":
+            continue
+        ours = "DiffHarmony" in node["type"] or node["type"] in OURS
+        assert node["properties"]["cnr_id"] == ("diffharmony-nodes" if ours else "comfy-core")
         file = str(node.get("widgets_values", [""])[:1])
         if ".safetensors" in file:
             (model,) = node["properties"]["models"]
