@@ -102,7 +102,8 @@ def test_a_fault_of_the_program_keeps_its_traceback(pair, tmp_path, weights, cap
 @pytest.mark.slow
 def test_a_fault_of_the_program_is_exit_code_1(tmp_path, pair):
     code = (
-        "import sys; from diffharmony_models import __main__, images; images.read_mask = None;"
+        "import sys; from diffharmony_models import __main__; from diffharmony_models.files import images;"
+        "images.read_mask = None;"
         "sys.exit(__main__.main(sys.argv[1:]))"
     )
     done = python("-c", code, "harmonize", *pair, "out.png", cwd=tmp_path)

@@ -147,6 +147,7 @@ READER = """
 import json, resource, sys, time
 import torch
 from diffharmony_models import checkpoint
+from diffharmony_models.networks import harmony_vae  # with all of diffusers that it needs
 from diffharmony_models.errors import InputError
 here = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (here + 250_000_000,) * 2)
