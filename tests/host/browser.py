@@ -99,7 +99,11 @@ class Tab:
         self.context.close()
 
     def open(self, path: Path) -> None:
-        """Opens a workflow as the menu's Open does, and waits until its nodes are there."""
+        """Opens a workflow as the menu's Open does, and waits until its nodes are there. Dialogs are closed before."""
+        closing = self.page.locator(".p-dialog-close-button:visible")
+        while closing.count():
+            closing.last.click()
+            self.page.wait_for_timeout(500)
         self.page.evaluate("app.graph.clear()")
         self.page.set_input_files("input#comfy-file-input", path)
         self.page.wait_for_function(

@@ -4,15 +4,18 @@ import json
 
 import pytest
 from harness import ROOT, Failed
+from test_host_workflows import knows
 
 WORKFLOWS = ROOT / "workflows"
 
 
-def test_a_missing_model_is_offered_when_the_workflow_is_opened(tab, tmp_path):
+def test_a_missing_model_is_offered_when_the_workflow_is_opened(host, tab, tmp_path):
     """By the browser's own dialog, before anything runs."""
     content = (WORKFLOWS / "published_weights.json").read_text(encoding="utf-8")
     names = [model["name"] for node in json.loads(content)["nodes"] for model in node["properties"].get("models", ())]
     assert len(names) == 2
+    if not knows(host, "find_the_foreground"):  # older pages name only files that they can fetch themselves
+        names = [name for name in names if name != "diffharmony.safetensors"]
     for name in names:  # the harmonizer and the VAE; one at a time, for several are only counted at first
         one = json.loads(content)
         absent = f"absent-{name}"  # other tests may have laid down the one that the workflow names
