@@ -16,6 +16,24 @@ FOLDERS = {"unet": "base/unet", "vae": "base/vae", "text_encoder": "base/text_en
 FOLDERS |= {"refiner": "refinement", "harmony_vae": "condition_vae"}
 
 
+def smallest_networks(widths: tuple[int, ...] = (8, 8, 8, 8)) -> dict[str, torch.nn.Module]:
+    """UNet, VAE and refiner with random weights at the smallest widths, for 64 pixels. widths: of the first two."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    blocks = {"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": 4}
+    unet = UNet2DConditionModel(
+        **blocks, in_channels=9, out_channels=4, attention_head_dim=2, cross_attention_dim=8, sample_size=8
+    )
+    vae = AutoencoderKL(
+        **blocks,
+        down_block_types=["DownEncoderBlock2D"] * len(widths),
+        up_block_types=["UpDecoderBlock2D"] * len(widths),
+        latent_channels=4,
+        scaling_factor=0.18215,
+    )
+    return {"unet": unet, "vae": vae, "refiner": Refiner(**{**blocks, "block_out_channels": (8, 8)})}
+
+
 def tiny_networks(
     widths: tuple[int, ...] = (32, 96),
     image_widths: tuple[int, ...] = (32, 64),

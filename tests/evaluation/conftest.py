@@ -7,11 +7,11 @@ import pytest
 import torch
 from evaluated_pairs import SHARES, save
 from PIL import Image
+from support import smallest_networks
 
 from diffharmony_models import checkpoint
 from diffharmony_models.networks.color_regressor import ColorRegressor
 from diffharmony_models.networks.harmony_vae import HarmonyVAE
-from diffharmony_models.networks.refiner import Refiner
 
 
 @pytest.fixture
@@ -46,28 +46,11 @@ def dataset(tmp_path):
 @pytest.fixture(scope="module")
 def parts():
     """A whole DiffHarmony with random weights at the smallest widths, working at 64."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        in_channels=9, out_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, attention_head_dim=2,
-        cross_attention_dim=8, norm_num_groups=4, sample_size=8,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=1, latent_channels=4, norm_num_groups=4, scaling_factor=0.18215,
-    )  # fmt: skip
-    refiner = Refiner(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
+    modules = smallest_networks()
     colors = ColorRegressor(size=64)
     torch.nn.init.normal_(colors.curve.bias, std=0.05)  # at first it is 0, no change
-    modules = {
-        "unet": unet,
-        "vae": vae,
-        "refiner": refiner,
-        "color_regressor": colors,
-        "harmony_vae": HarmonyVAE.from_vae(vae),
-    }
+    modules |= {"color_regressor": colors, "harmony_vae": HarmonyVAE.from_vae(modules["vae"])}
     return {name: checkpoint.part_from(module) for name, module in modules.items()}
 
 
