@@ -69,6 +69,11 @@ def latent_mask(mask: torch.Tensor, size: tuple[int, int], factor: int = LATENT)
     return F.interpolate(binarize(resize(mask, size)), size=(height // factor, width // factor), mode="nearest")
 
 
+def without_faint(mask: torch.Tensor) -> torch.Tensor:
+    """A mask in [0, 1] with 0 for what is less than `FAINT`."""
+    return torch.where(mask < FAINT, 0, mask)
+
+
 def is_empty(mask: torch.Tensor) -> torch.Tensor:
     """[B, 1, H, W] to bool [B]: True where no pixel of the mask reaches 0.5, that is, where there is no foreground."""
     return ~(mask >= 0.5).flatten(1).any(dim=1)

@@ -61,8 +61,7 @@ def mask(value: torch.Tensor | None, composite: torch.Tensor, node: str) -> torc
         raise InputError(f"{node}: mask is an empty batch, {list(value.shape)}. Give at least one mask.")
     value = value.to(composite.device, torch.float32)[:, None]
     _check_values(value, f"{node}: mask")
-    value = value.clamp(0, 1)
-    value = torch.where(value < geometry.FAINT, 0, value)
+    value = geometry.without_faint(value.clamp(0, 1))
     if value.shape[-2:] != composite.shape[-2:]:
         if tuple(value.shape[-2:]) == NO_MASK and not value.any():
             raise InputError(

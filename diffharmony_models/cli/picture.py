@@ -117,7 +117,7 @@ def _run_engine(
     job: Job,
     settings: Settings,
 ) -> "Result":
-    mask = torch.where(mask < geometry.FAINT, 0, mask)
+    mask = geometry.without_faint(mask)
     context = crop.context_for(mask, settings.crop)
     height, width = picture.size
     wanted = settings.resolution or engine.resolution

@@ -12,7 +12,7 @@ _BUILT_IN_GROUPS = 32  # the host builds its normalisation with these; what a co
 
 def unet_config(config: dict) -> dict:
     """The host's `unet_config` for a UNet2DConditionModel's config.json."""
-    config = _clean("unet", config)
+    config = checkpoint_configs.clean("unet", config)
     widths, multiples = _widths("UNet", config)
     levels = len(widths)
     layers = each(config["layers_per_block"], levels)
@@ -51,7 +51,7 @@ def unet_config(config: dict) -> dict:
 
 def vae_config(config: dict) -> dict:
     """The host's `config` of a VAE for an AutoencoderKL's config.json."""
-    config = _clean("vae", config)
+    config = checkpoint_configs.clean("vae", config)
     widths, multiples = _widths("VAE", config)
     layers = config["layers_per_block"]
     if len(widths) != 4 or layers not in (1, 2) or not config["mid_block_add_attention"]:
@@ -78,10 +78,6 @@ def vae_config(config: dict) -> dict:
 def groups(config: dict) -> int:
     """Normalisation groups of a UNet or VAE."""
     return config.get("norm_num_groups", _BUILT_IN_GROUPS)
-
-
-def _clean(kind: str, config: dict) -> dict:
-    return checkpoint_configs.clean(kind, config)
 
 
 def _widths(name: str, config: dict) -> tuple[list[int], list[int]]:
